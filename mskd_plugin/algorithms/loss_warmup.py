@@ -1,0 +1,47 @@
+"""The warm-up of distillation losses, as algorithm and hook state it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from mskd_plugin.errors import SettingError
+
+
+def check_warmup(setting: str, warmup: Mapping[str, float] | None) -> dict[str, float]:
+    """Return ``warmup`` as a dict, or say what is wrong with it.
+
+    Raises:
+        SettingError: If it is no mapping from names to numbers of epochs above 0.
+    """
+    if warmup is None:
+        return {}
+    if not isinstance(warmup, Mapping):
+        raise SettingError(
+            setting,
+            "a dict from a distillation loss's name to a number of epochs above 0",
+            repr(warmup),
+        )
+    for name, epochs in warmup.items():
+        if (
+            isinstance(epochs, bool)
+            or not isinstance(epochs, (int, float))
+            or not 0 < epochs < float("inf")
+        ):
+            raise SettingError(f"{setting}.{name}", "a number of epochs above 0", repr(epochs))
+    return dict(warmup)
+
+
+def check_losses_exist(setting: str, warmup: Iterable[str], losses: Iterable[str]) -> None:
+    """Check that the losses to warm up are among the distillation losses.
+
+    Raises:
+        SettingError: If one is not; lists those that are there.
+    """
+    known = list(losses)
+    for name in warmup:
+        if name not in known:
+            raise SettingError(
+                setting,
+                f"names of distillation losses ({', '.join(known) or 'there are none'})",
+                repr(name),
+            )

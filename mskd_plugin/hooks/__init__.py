@@ -1,0 +1,17 @@
+"""Hooks of MMEngine's runner."""
+
+from mskd_plugin.hooks.epoch_seed import EpochSeedHook
+from mskd_plugin.hooks.loss_warmup import LossWarmupHook
+from mskd_plugin.hooks.phases import PhaseHook
+from mskd_plugin.hooks.preflight import PreflightHook
+from mskd_plugin.hooks.teacher_evaluation import TeacherEvaluationHook
+from mskd_plugin.hooks.teacher_identity import TeacherIdentityHook
+
+__all__ = [
+    "EpochSeedHook",
+    "LossWarmupHook",
+    "PhaseHook",
+    "PreflightHook",
+    "TeacherEvaluationHook",
+    "TeacherIdentityHook",
+]

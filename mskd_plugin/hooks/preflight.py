@@ -1,0 +1,220 @@
+"""Checks before the first step: each failure is one clear error, none costs training time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from mmengine.config import ConfigDict
+from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.hooks import Hook
+from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+from mmrazor.models.distillers import ConfigurableDistiller
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.loss_warmup import LossWarmupHook
+from mskd_plugin.hooks.random_state import unchanged_random_state
+from mskd_plugin.losses import MultiScaleContrastiveLoss
+
+#: Largest difference, relative to the largest logit, that rounding in bfloat16 explains.
+CLASSIFIER_TOLERANCE = 0.05
+
+
+def check_data_roots(cfg: ConfigDict) -> None:
+    """Check that the folders of the data sets exist, before anything is built.
+
+    Args:
+        cfg: The whole config.
+
+    Raises:
+        SettingError: If a ``data_root`` is no folder and the data set does not download itself.
+    """
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        dataset = (cfg.get(loader) or {}).get("dataset") or {}
+        root = dataset.get("data_root")
+        if root and not dataset.get("download") and "://" not in root and not Path(root).is_dir():
+            raise SettingError(
+                f"{loader}.dataset.data_root",
+                "a folder with the images",
+                f"{root!r}, which is not there",
+                f"Put the data there, or set it by --cfg-options "
+                f"{loader}.dataset.data_root=FOLDER.",
+            )
+
+
+@HOOKS.register_module()
+class PreflightHook(Hook):
+    """Run the checks before training.
+
+    - the training data are there, and their classes are as many as the heads' classes;
+    - the teacher's weights are loaded, and its normalisation is the one that the images get;
+    - every recorder records, and every connector and loss takes what it is given, on two training
+      images;
+    - every distillation loss is finite on them;
+    - a loss that categorizes regions sits at the stage that feeds the teacher's classifier;
+    - a warm-up that the algorithm asks for has the hook that applies it;
+    - the learning rate is meant for the batch size, else there is a warning.
+
+    The two images run in eval mode without gradients; parameters, statistics and random states stay
+    as they were.
+    """
+
+    priority = "HIGHEST"
+
+    def before_train(self, runner: Runner) -> None:
+        """Check data, teacher and losses.
+
+        Raises:
+            SettingError: With the setting, what was expected and what was found.
+        """
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        check_batch_size(runner)
+        check_data(runner.train_dataloader.dataset, model)
+        check_warmup_hook(runner, model)
+        teacher = getattr(model, "teacher", None)
+        if teacher is not None:
+            check_teacher(model, teacher)
+        if isinstance(getattr(model, "distiller", None), ConfigurableDistiller):
+            with _unchanged(model), runner.optim_wrapper.optim_context(model):
+                check_losses(model, runner.train_dataloader.dataset)
+        runner.logger.info("Preflight passed: data, teacher, recorders, connectors and losses.")
+
+
+def check_batch_size(runner: Runner) -> None:
+    """Warn where the config's learning rate is meant for another batch size."""
+    auto_scale_lr = runner.cfg.get("auto_scale_lr") or {}
+    base = auto_scale_lr.get("base_batch_size")
+    size = runner.train_dataloader.batch_size  # None with a batch sampler
+    if base is None or size is None or auto_scale_lr.get("enable", False):
+        return
+    accumulated = (runner.cfg.get("optim_wrapper") or {}).get("accumulative_counts", 1)
+    total = runner.world_size * size * accumulated
+    if total != base:
+        runner.logger.warning(
+            f"A step takes {total} images ({size} x {runner.world_size} processes x {accumulated} "
+            f"accumulated), but "
+            f"the learning rate is meant for auto_scale_lr.base_batch_size={base}: "
+            f"--auto-scale-lr scales it."
+        )
+
+
+def check_data(dataset: BaseDataset, model: BaseModel) -> None:
+    """Check that there are images and that every head has their classes."""
+    if len(dataset) == 0:
+        raise SettingError("train_dataloader.dataset", "at least one image", "an empty data set")
+    classes = getattr(dataset, "metainfo", {}).get("classes")
+    for name in ("student", "teacher"):
+        network = getattr(model, name, model if name == "student" else None)
+        count = getattr(getattr(network, "head", None), "num_classes", None)
+        if classes and count is not None and count != len(classes):
+            raise SettingError(
+                f"{name}.head.num_classes",
+                f"{len(classes)}, the number of classes of {type(dataset).__name__}",
+                count,
+            )
+
+
+def check_warmup_hook(runner: Runner, model: BaseModel) -> None:
+    """Check that the warm-up of losses is not asked for in vain."""
+    warmup = getattr(model, "loss_warmup", None)
+    if warmup and not any(isinstance(hook, LossWarmupHook) for hook in runner.hooks):
+        raise SettingError(
+            "custom_hooks",
+            f"hooks with a LossWarmupHook, since the model's `loss_warmup` is {warmup}",
+            [type(hook).__name__ for hook in runner.hooks],
+        )
+
+
+def check_teacher(model: BaseModel, teacher: nn.Module) -> None:
+    """Check that the teacher has weights of its own and gets the images as it knows them."""
+    trainable = getattr(model, "teacher_trainable", False)
+    if getattr(model, "teacher_source", "unknown") is None and not trainable:
+        raise SettingError(
+            "teacher_ckpt",
+            "the teacher's weights (--teacher FILE, a URL or torchvision://NAME)",
+            None,
+        )
+    own = getattr(teacher, "data_preprocessor", None)
+    shared = model.data_preprocessor
+    for name in ("mean", "std"):
+        mine, given = getattr(own, name, None), getattr(shared, name, None)
+        if mine is not None and given is not None and not torch.equal(mine.cpu(), given.cpu()):
+            raise SettingError(
+                "data_preprocessor",
+                f"the teacher's own {name} {mine.flatten().tolist()}, since both networks see the "
+                f"same images",
+                given.flatten().tolist(),
+            )
+
+
+def check_losses(model: BaseModel, dataset: BaseDataset) -> None:
+    """Send two training images through recorders, connectors and losses."""
+    samples = [dataset[i % len(dataset)] for i in range(2)]
+    data = model.data_preprocessor(pseudo_collate(samples), True)
+    handles = _watch_categorization(model)
+    try:
+        losses = model(**data, mode="loss")
+    except (AssertionError, IndexError, KeyError, TypeError, RuntimeError) as error:
+        raise SettingError(
+            "model.distiller",
+            "recorders, connectors and losses that fit together",
+            f"{type(error).__name__} on two training images: {error}",
+        ) from error
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, value in losses.items():
+        if not torch.isfinite(torch.as_tensor(value)).all():
+            raise SettingError(name, "a finite loss on two training images", f"{value}")
+
+
+def _watch_categorization(model: BaseModel) -> list[RemovableHandle]:
+    """Compare, in the coming forward, the classifier's answer on the global region with the
+    teacher's logits.
+    """
+    outputs: list[object] = []
+
+    def check(loss: nn.Module, _: tuple, kwargs: dict) -> None:
+        logits = outputs[-1] if outputs else None
+        feature = next((r for r in kwargs["teacher_regions"] if r.shape[1] == 1), None)
+        weight, bias = kwargs.get("classifier_weight"), kwargs.get("classifier_bias")
+        if not isinstance(logits, torch.Tensor) or feature is None or weight is None:
+            return
+        if weight.shape[1] != feature.shape[-1]:
+            return  # the loss itself says so
+        answer = nn.functional.linear(feature[:, 0].to(weight.dtype), weight, bias)
+        gap = (answer - logits).abs().max().item()
+        if gap > CLASSIFIER_TOLERANCE * logits.abs().max().item():
+            raise SettingError(
+                "teacher_regions",
+                "regions of the stage that feeds the teacher's classifier, to be categorized",
+                f"a stage on whose global feature the classifier is {gap:.3g} off the teacher's "
+                f"logits",
+            )
+
+    handles = [
+        loss.register_forward_pre_hook(check, with_kwargs=True)
+        for loss in model.distiller.distill_losses.values()
+        if isinstance(loss, MultiScaleContrastiveLoss) and loss.categorizes
+    ]
+    if handles:
+        handles.append(model.teacher.register_forward_hook(lambda *io: outputs.append(io[-1])))
+    return handles
+
+
+@contextmanager
+def _unchanged(model: BaseModel) -> Iterator[None]:
+    """Run without gradients in eval mode, so that no parameter or running statistic moves."""
+    was_training = model.training
+    model.eval()
+    try:
+        with unchanged_random_state(), torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

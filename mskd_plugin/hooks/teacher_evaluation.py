@@ -1,0 +1,60 @@
+"""The frozen teacher's accuracy, measured once."""
+
+from __future__ import annotations
+
+import torch
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from mskd_plugin.hooks.random_state import unchanged_random_state
+
+
+@HOOKS.register_module()
+class TeacherEvaluationHook(Hook):
+    """Evaluate the teacher once before training, on the validation data, by the validation metrics.
+
+    A teacher whose weights or normalisation are wrong otherwise trains a student for days
+    unnoticed. MMRazor's ``SingleTeacherDistillValLoop`` shows the accuracy too, and pays for it at
+    every validation. The metrics are logged, written to the visualizer as ``teacher/<metric>``, and
+    kept in the message hub, hence in checkpoints. A resumed run does not measure again. Without a
+    validation loop, or without a teacher, nothing happens.
+    """
+
+    priority = "VERY_LOW"  # after the hooks that prepare the run's logs
+
+    def before_train(self, runner: Runner) -> None:
+        """Measure and log."""
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        loop = runner.val_loop
+        teacher = getattr(model, "teacher", None)
+        if runner.iter > 0 or loop is None or teacher is None:
+            return
+        was_training = teacher.training
+        teacher.eval()
+        # The order of the validation data may be drawn; training must not depend on that.
+        with unchanged_random_state(), torch.no_grad():
+            for batch in loop.dataloader:
+                data = model.data_preprocessor(batch, False)
+                outputs = teacher(**data, mode="predict")
+                loop.evaluator.process(data_samples=outputs, data_batch=batch)
+            metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
+        teacher.train(was_training)
+
+        logged = {f"teacher/{name}": value for name, value in metrics.items()}
+        for name, value in logged.items():
+            runner.message_hub.update_info(name, value)
+        runner.visualizer.add_scalars(logged)
+        runner.logger.info(
+            "Teacher on the validation data: "
+            + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+        )
+        classes = loop.dataloader.dataset.metainfo.get("classes") or ()
+        top1 = metrics.get("accuracy/top1")
+        if top1 is not None and classes and top1 < 2 * 100 / len(classes):
+            runner.logger.warning(
+                f"The teacher's accuracy of {top1:.2f} is near chance ({100 / len(classes):.2f}): "
+                f"check its weights, "
+                "the order of the classes and the data preprocessor's mean, std and channel order."
+            )

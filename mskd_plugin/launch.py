@@ -1,0 +1,310 @@
+"""What the command line tools share: a checked config with their options, and its runner."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.hub import get_config
+from mmengine.registry import OPTIMIZERS, RUNNERS
+from mmengine.runner import BaseLoop, Runner
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.preflight import check_data_roots
+from mskd_plugin.recipes import METHODS, alone, distill, two_phases
+
+#: What MMEngine's runner reads from a config without a parameter of its own for it.
+RUNNER_KEYS = {
+    *inspect.signature(Runner.__init__).parameters,
+    "activation_checkpointing",
+    "efficient_conv_bn_eval",
+    "find_unused_parameters",
+    "sync_bn",
+} - {"self", "cfg"}
+LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
+
+
+class _Overrides(DictAction):
+    """MMEngine's reader of ``KEY=VALUE``, with a usage error for what is not of that form."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        for value in values:
+            if not re.match(r"[^=\s]+=", value) or not _balanced(value):
+                raise argparse.ArgumentError(self, f"expected KEY=VALUE, but got {value!r}")
+        super().__call__(parser, namespace, values, option_string)
+
+
+def _balanced(text: str) -> bool:
+    return all(text.count(left) == text.count(right) for left, right in ("()", "[]"))
+
+
+def add_common_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that training and testing share."""
+    parser.add_argument("config", help="config file")
+    parser.add_argument(
+        "--method",
+        help="with the config of a pair, configs/_base_/pairs/*.py: the method, several joined by "
+        "+, "
+        "or student or teacher alone (tools/list_configs.py lists them)",
+    )
+    parser.add_argument(
+        "--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)"
+    )
+    parser.add_argument(
+        "--cfg-options",
+        nargs="+",
+        action=_Overrides,
+        default={},
+        metavar="KEY=VALUE",
+        help="settings to override, e.g. train_cfg.max_epochs=10 train_dataloader.batch_size=32",
+    )
+    parser.add_argument(
+        "--launcher", choices=LAUNCHERS, default="none", help="how the processes are started"
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read ``args.config`` and apply the options of :func:`add_common_options`.
+
+    Raises:
+        SettingError: If the file is missing or no config, or an option begins with a key that the
+            config does not have, or goes into a setting that has no parts.
+    """
+    path = Path(args.config)
+    if not path.is_file():
+        raise SettingError("config", "a config file", f"{args.config!r}, which is not there")
+    if path.suffix not in CONFIG_SUFFIXES:
+        raise SettingError("config", f"a file in {', '.join(CONFIG_SUFFIXES)}", repr(args.config))
+    cfg = Config.fromfile(path)
+    stem = path.stem
+    if getattr(args, "method", None):
+        use_method(cfg, args.method)
+        stem = f"{args.method}_{stem}"
+    elif "model" not in cfg:
+        raise SettingError("--method", f"given with {args.config}, which states a pair alone", None)
+    known = {*cfg, *RUNNER_KEYS}
+    for key in args.cfg_options:
+        top = key.split(".")[0]
+        if top not in known:
+            raise SettingError(
+                "--cfg-options",
+                f"keys of {args.config} or of MMEngine's runner",
+                repr(key),
+                _nearest(top, known),
+            )
+    try:
+        cfg.merge_from_dict(args.cfg_options)
+    except (KeyError, TypeError) as error:
+        raise SettingError("--cfg-options", f"settings of {args.config}", error) from error
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{stem}"
+    return cfg
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {near[0]!r}?" if near else ""
+
+
+def is_distillation(model: ConfigDict) -> bool:
+    """Whether a model config is that of a distillation algorithm with a student inside."""
+    return "architecture" in model
+
+
+def keep_student_only(cfg: Config) -> None:
+    """Put the student in the algorithm's place, for tools that need no teacher."""
+    if is_distillation(cfg.model):
+        student = cfg.model.architecture
+        if "cfg_path" in student:  # MMRazor's short form for a config of another package
+            student = get_config(student.cfg_path).model
+        # None would keep the runner from giving it the config's own.
+        if cfg.model.get("data_preprocessor") is not None:
+            student.setdefault("data_preprocessor", cfg.model.data_preprocessor)
+        cfg.model = student
+
+
+def use_method(cfg: Config, names: str) -> None:
+    """Put a method, or several joined by ``+``, into the config of a pair.
+
+    Args:
+        cfg: Config with ``pair`` and ``data_preprocessor``; its ``model`` is replaced, and for
+            methods in two phases its schedule.
+        names: Names of :data:`mskd_plugin.recipes.METHODS`; or ``student`` or ``teacher``, which
+            train alone.
+
+    Raises:
+        SettingError: If the config states no pair, there is no such method, or it cannot work for
+            the pair.
+    """
+    if "pair" not in cfg:
+        raise SettingError("--method", "given with a config that states a pair", repr(names))
+    if names in ("student", "teacher"):
+        cfg.model = alone(cfg, names)
+        return
+    parts = []
+    for name in names.split("+"):
+        if name not in METHODS:
+            raise SettingError(
+                "--method",
+                f"student, teacher, or one or several (joined by +) of {', '.join(METHODS)}",
+                repr(name),
+                _nearest(name, METHODS),
+            )
+        parts.append(METHODS[name](cfg))
+    for key, value in two_phases(cfg, *parts).items():
+        cfg[key] = value
+    cfg.model = distill(cfg, *parts)
+
+
+def set_teacher(cfg: Config, teacher: str) -> None:
+    """Set the teacher's weights.
+
+    Raises:
+        SettingError: If the config has no teacher, or ``teacher`` is a path to no file.
+    """
+    if "teacher" not in cfg.model:
+        raise SettingError("--teacher", "no value for a config without a teacher", repr(teacher))
+    if "://" not in teacher and not Path(teacher).expanduser().is_file():
+        raise SettingError(
+            "--teacher", "a file, a URL or torchvision://NAME", f"{teacher!r}, which is not there"
+        )
+    cfg.model.teacher_ckpt = teacher
+
+
+def set_resume(cfg: Config, checkpoint: str) -> None:
+    """Continue a training.
+
+    Args:
+        cfg: The config.
+        checkpoint: A checkpoint file, or ``"auto"`` for the newest in the work folder; without any
+            there, training starts at the beginning.
+
+    Raises:
+        SettingError: If there is no such file.
+    """
+    cfg.resume = True
+    if checkpoint == "auto":
+        return
+    if not Path(checkpoint).is_file():
+        raise SettingError("--resume", "a checkpoint", f"{checkpoint!r}, which is not there")
+    cfg.load_from = checkpoint
+
+
+def scale_learning_rate(cfg: Config) -> None:
+    """Let the runner scale the learning rate linearly from the base batch size to the real one.
+
+    Raises:
+        SettingError: If the config does not state its base batch size.
+    """
+    if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+        raise SettingError(
+            "auto_scale_lr.base_batch_size",
+            "the batch size that the learning rate is meant for, with --auto-scale-lr",
+            None,
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def use_mixed_precision(cfg: Config) -> None:
+    """Train under autocast: bfloat16 where the device has it, else float16 with loss scaling.
+
+    Raises:
+        SettingError: If the config's optimizer wrapper is not the plain ``OptimWrapper``.
+    """
+    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+    if kind in ("BFloat16OptimWrapper", "AmpOptimWrapper"):
+        return
+    if kind != "OptimWrapper":
+        raise SettingError("optim_wrapper.type", "'OptimWrapper' with --amp", repr(kind))
+    if torch.cuda.is_available() and not _computes_bfloat16():
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    else:
+        cfg.optim_wrapper.type = "BFloat16OptimWrapper"
+
+
+def _computes_bfloat16() -> bool:
+    """Whether the current GPU has bfloat16 in hardware.
+
+    ``torch.cuda.is_bf16_supported`` counts emulation, too, and cannot be asked not to before torch
+    2.4.
+    """
+    return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+
+
+def check_work_dir(cfg: Config) -> None:
+    """Refuse to train into a folder that holds another run's checkpoints.
+
+    Raises:
+        SettingError: If there are checkpoints and the run neither resumes nor starts elsewhere.
+    """
+    if not cfg.get("resume") and (Path(cfg.work_dir) / "last_checkpoint").exists():
+        raise SettingError(
+            "--work-dir",
+            "a folder without checkpoints, or --resume to continue",
+            f"{cfg.work_dir!r}, whose checkpoints would be overwritten",
+        )
+
+
+def build_runner(cfg: Config) -> Runner:
+    """Build the runner of a checked config, with its loops and its optimizer.
+
+    Raises:
+        SettingError: If data are missing, or a type of the config does not take its settings.
+    """
+    check_data_roots(cfg)
+    _check_optimizer(cfg)
+    try:
+        runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+        # The runner would build these when it starts, in the same order.
+        if _with_data(runner, "train") is not None:
+            runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+        for stage in ("val", "test"):
+            _with_data(runner, stage)
+    except (KeyError, TypeError) as error:
+        raise SettingError(
+            "the config",
+            "types that are registered, with settings that they take",
+            f"{type(error).__name__}: {error}",
+        ) from error
+    return runner
+
+
+def _with_data(runner: Runner, stage: str) -> BaseLoop | None:
+    """Build a stage's loop, and with it the data set, which may find its files wanting."""
+    try:
+        return getattr(runner, f"{stage}_loop")
+    except (AssertionError, OSError, RuntimeError) as error:
+        raise SettingError(
+            f"{stage}_dataloader.dataset",
+            "data that its type can read",
+            f"{type(error).__name__}: {error}",
+        ) from error
+
+
+def _check_optimizer(cfg: Config) -> None:
+    """Name an unknown optimizer; MMEngine's own error is that None is not callable."""
+    optimizer = (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
+    kind = optimizer.get("type")
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        raise SettingError(
+            "optim_wrapper.optimizer.type",
+            "a registered optimizer",
+            repr(kind),
+            _nearest(kind, OPTIMIZERS.module_dict),
+        )

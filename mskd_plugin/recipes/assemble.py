@@ -1,0 +1,127 @@
+"""From a pair of networks and methods to the ``model`` of a config.
+
+A config's base states the pair and the data once:
+
+- ``pair``: dict with ``teacher`` and ``student`` (names of :data:`mskd_plugin.networks.NETWORKS`),
+  ``num_classes``, ``teacher_ckpt`` where the weights have a public address, and
+  ``label_smoothing``, the share of the target that the student's own loss spreads over all classes
+  (default: none);
+- ``data_preprocessor``: the normalisation that both networks share.
+
+A method is a function of that base which returns the parts it adds to MMRazor's
+``ConfigurableDistiller``, a dict of the keys in :data:`PARTS`; ``loss_warmup``, the argument of
+``FrozenTeacherDistill``, may be beside them, and so may ``phases``, the arguments of
+``TwoPhaseDistill``, and ``ce_weight``, for the student's cross-entropy where the method stands
+alone. :func:`distill` joins methods, so any two can be combined.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.networks import classifier
+
+#: What a method may add to the distiller.
+PARTS = (
+    "student_recorders",
+    "teacher_recorders",
+    "connectors",
+    "distill_losses",
+    "loss_forward_mappings",
+)
+
+
+def alone(base: dict, role: str = "student") -> dict[str, Any]:
+    """Return the config of one network of the pair that trains without the other.
+
+    Args:
+        base: Config with ``pair`` and ``data_preprocessor``.
+        role: ``"student"`` or ``"teacher"``.
+
+    Raises:
+        SettingError: If ``role`` is neither, or ``label_smoothing`` is no share.
+    """
+    if role not in ("student", "teacher"):
+        raise SettingError("role", "'student' or 'teacher'", repr(role))
+    pair = base["pair"]
+    network = _network(pair, role)
+    network["data_preprocessor"] = dict(base["data_preprocessor"])
+    return network
+
+
+def _network(pair: dict, role: str, loss_weight: float = 1.0) -> dict[str, Any]:
+    """Return a network that learns from the labels."""
+    smoothing = pair.get("label_smoothing", 0.0)
+    if isinstance(smoothing, bool) or not isinstance(smoothing, float) or not 0 <= smoothing < 1:
+        raise SettingError("pair.label_smoothing", "a number from 0.0 to below 1", repr(smoothing))
+    if not smoothing:
+        return classifier(pair[role], pair["num_classes"], loss_weight=loss_weight)
+    loss = {
+        "type": "LabelSmoothLoss",
+        "label_smooth_val": smoothing,
+        "mode": "original",
+        "loss_weight": loss_weight,
+    }
+    return classifier(pair[role], pair["num_classes"], loss=loss)
+
+
+def pair_settings(base: dict, method: str) -> dict[str, Any]:
+    """Return what the pair states for a method where the method's defaults do not fit it.
+
+    A pair may hold ``settings``, a dict from a method's name to the arguments of its function that
+    differ for this pair, DKD's ``beta`` for one.
+    """
+    return dict(base["pair"].get("settings", {}).get(method, {}))
+
+
+def distill(base: dict, *methods: dict[str, Any], ce_weight: float | None = None) -> dict[str, Any]:
+    """Return the config of the distillation of the pair by one or several methods.
+
+    Args:
+        base: Config with ``pair`` and ``data_preprocessor``.
+        *methods: What the methods' functions return.
+        ce_weight: Weight of the student's own cross-entropy. Default: what a method that stands
+            alone asks for, else 1.
+
+    Raises:
+        SettingError: If ``label_smoothing`` is no share, two methods define the same part
+            differently, or both train in two phases.
+    """
+    pair, preprocessor = base["pair"], dict(base["data_preprocessor"])
+    preprocessor["type"] = f"mmpretrain.{preprocessor['type']}"
+    distiller: dict[str, Any] = {"type": "ConfigurableDistiller"}
+    for part in PARTS:
+        distiller[part] = _joined(part, methods)
+    if ce_weight is None:
+        ce_weight = methods[0].get("ce_weight", 1.0) if len(methods) == 1 else 1.0
+    warmup = _joined("loss_warmup", methods)
+    phases = [method["phases"] for method in methods if "phases" in method]
+    if len(phases) > 1:
+        raise SettingError(
+            "methods",
+            "at most one that trains in two phases",
+            [", ".join(method["init_losses"]) for method in phases],
+        )
+    return {
+        "_scope_": "mmrazor",
+        "type": "TwoPhaseDistill" if phases else "FrozenTeacherDistill",
+        "data_preprocessor": preprocessor,
+        "architecture": _network(pair, "student", ce_weight),
+        "teacher": classifier(pair["teacher"], pair["num_classes"]),
+        "teacher_ckpt": pair.get("teacher_ckpt"),
+        "distiller": distiller,
+        **({"loss_warmup": warmup} if warmup else {}),
+        **(phases[0] if phases else {}),
+    }
+
+
+def _joined(part: str, methods: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Join one part of all methods."""
+    joined: dict[str, Any] = {}
+    for method in methods:
+        for name, cfg in method.get(part, {}).items():
+            if joined.setdefault(name, cfg) != cfg:
+                raise SettingError(part, "names that mean one thing", f"two different {name!r}")
+    return joined

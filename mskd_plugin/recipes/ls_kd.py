@@ -1,0 +1,36 @@
+"""KD with logit standardisation (Sun et al., arXiv 2403.01427), by MMRazor's ``KLDivergence``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mskd_plugin.recipes.logits import compare_logits
+from mskd_plugin.recipes.method import method
+
+
+@method
+def ls_kd(
+    base: dict, *, temperature: float = 2.0, loss_weight: float = 9.0, ce_weight: float = 0.1
+) -> dict[str, Any]:
+    r"""Compare class probabilities as :func:`kd` does, of logits standardised per image.
+
+    Both networks' logits pass a :class:`mskd_plugin.connectors.LogitStandardizationConnector`.
+
+    Args:
+        base: Config of the pair.
+        temperature: :math:`\tau`. The published runs take 2, and 3 for some pairs.
+        loss_weight: Weight of the term. The published runs take 9.
+        ce_weight: Weight of the student's cross-entropy where the method stands alone.
+    """
+    connector = "logits_standardized"
+    loss = {
+        "type": "KLDivergence",
+        "tau": temperature,
+        "reduction": "batchmean",
+        "loss_weight": loss_weight,
+    }
+    parts = compare_logits(
+        "loss_ls_kd", loss, student="preds_S", teacher="preds_T", connector=connector
+    )
+    parts["connectors"] = {connector: {"type": "LogitStandardizationConnector"}}
+    return {**parts, "ce_weight": ce_weight}

@@ -1,0 +1,57 @@
+"""What makes a function of a config's base a method."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.recipes.assemble import pair_settings
+
+
+def method(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Let a pair state what differs from a method's defaults.
+
+    Settings are taken from the call, else from the pair's ``settings`` under the function's name,
+    else from the function's defaults.
+
+    Args:
+        function: A method, as :mod:`mskd_plugin.recipes.assemble` describes it: of the base, and of
+            settings by keyword.
+
+    Raises:
+        SettingError: When the method is called, if it has no setting of a given name, or reads the
+            images' classes where mixing leaves them none.
+    """
+    name = function.__name__
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
+    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+
+    @functools.wraps(function)
+    def with_pair_settings(base: dict, **settings: Any) -> dict[str, Any]:
+        merged = {**pair_settings(base, name), **settings}
+        unknown = [setting for setting in merged if setting not in known]
+        if unknown and not takes_any:
+            raise SettingError(f"settings of {name}", f"among {', '.join(known)}", unknown)
+        parts = function(base, **merged)
+        _check_labels(base, name, parts)
+        return parts
+
+    return with_pair_settings
+
+
+def _check_labels(base: dict, name: str, parts: dict[str, Any]) -> None:
+    """Refuse a method that reads class indices where images of two classes are mixed."""
+    if not base.get("data_preprocessor", {}).get("batch_augments"):
+        return
+    mappings = parts.get("loss_forward_mappings", {}).values()
+    if any(source["recorder"] == "labels" for loss in mappings for source in loss.values()):
+        pair = base["pair"]
+        raise SettingError(
+            "data_preprocessor.batch_augments",
+            f"None with {name}, which reads one class per image",
+            f"a mix of images for {pair['teacher']} to {pair['student']}",
+        )

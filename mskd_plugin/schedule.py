@@ -1,0 +1,29 @@
+"""The learning rate of an initial phase, for MMEngine's parameter schedulers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mmengine.optim import ConstantLR
+from mmengine.registry import PARAM_SCHEDULERS
+
+
+@PARAM_SCHEDULERS.register_module()
+class InitialPhaseLR(ConstantLR):
+    """MMEngine's ``ConstantLR`` for all of ``begin`` to ``end``, taken back at ``end``.
+
+    ``ConstantLR`` takes its factor back one step before its end, so that what follows begins one
+    step late. First in the list of schedulers, this one leaves to those that begin at its end the
+    learning rate that they would have without it, also where they count iterations
+    (``convert_to_iter_based``).
+
+    Args:
+        *args: The optimizer.
+        **kwargs: The arguments of ``ConstantLR``: ``factor`` from 0 to 1, ``begin``, ``end``,
+            ``by_epoch``, ``last_step``, ``verbose``.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.total_iters += 1
+        self.end += 1
