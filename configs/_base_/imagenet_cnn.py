@@ -1,0 +1,5 @@
+"""Data, schedule and runtime of heterogeneous pairs with a convolutional student on ImageNet."""
+
+_base_ = ["datasets/imagenet.py", "schedules/imagenet_100e_warmup.py", "default_runtime.py"]
+
+train_dataloader = dict(batch_size=64)

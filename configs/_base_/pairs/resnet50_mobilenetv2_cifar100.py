@@ -1,0 +1,16 @@
+"""ResNet50 to MobileNetV2 on CIFAR-100; the teacher's weights are given by --teacher.
+
+The student's last map has 2 x 2 positions, so MSKD takes no scale of 4.
+"""
+
+_base_ = "../cifar100.py"
+
+pair = dict(
+    teacher="ResNet50",
+    student="MobileNetV2",
+    num_classes=100,
+    settings=dict(
+        mskd=dict(scales=(1, 2)),
+    ),
+)
+optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -1,0 +1,10 @@
+"""wrn_40_2 to ShuffleV1 on CIFAR-100; the teacher's weights are given by --teacher."""
+
+_base_ = "../cifar100.py"
+
+pair = dict(
+    teacher="wrn_40_2",
+    student="ShuffleV1",
+    num_classes=100,
+)
+optim_wrapper = dict(optimizer=dict(lr=0.01))

@@ -1,0 +1,16 @@
+"""The heterogeneous pairs' schedule of transformer and MLP students on ImageNet: that on CIFAR-100,
+with a cosine to 1e-6."""
+
+_base_ = "cifar100_300e_adamw.py"
+
+param_scheduler = [
+    dict(
+        type="LinearLR",
+        start_factor=1e-3,
+        by_epoch=True,
+        begin=0,
+        end=20,
+        convert_to_iter_based=True,
+    ),
+    dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=20, end=300),
+]

@@ -1,0 +1,7 @@
+"""CRD, ResNet32x4 to ResNet8x4, CIFAR-100."""
+
+_base_ = "../_base_/pairs/resnet32x4_resnet8x4_cifar100.py"
+
+from mskd_plugin.recipes import crd, distill
+
+model = distill(_base_, crd(_base_))

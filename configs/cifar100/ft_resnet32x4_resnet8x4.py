@@ -1,0 +1,8 @@
+"""FT, ResNet32x4 to ResNet8x4, CIFAR-100."""
+
+_base_ = "../_base_/pairs/resnet32x4_resnet8x4_cifar100.py"
+
+from mskd_plugin.recipes import distill, ft, two_phases
+
+model = distill(_base_, ft(_base_))
+globals().update(two_phases(_base_, ft(_base_)))

@@ -1,0 +1,7 @@
+"""MSKD, ResNet32x4 to ResNet8x4, CIFAR-100."""
+
+_base_ = "../_base_/pairs/resnet32x4_resnet8x4_cifar100.py"
+
+from mskd_plugin.recipes import distill, mskd
+
+model = distill(_base_, mskd(_base_))

@@ -1,0 +1,7 @@
+"""MSKD, wrn_40_2 to ShuffleV1, CIFAR-100."""
+
+_base_ = "../_base_/pairs/wrn-40-2_shufflev1_cifar100.py"
+
+from mskd_plugin.recipes import distill, mskd
+
+model = distill(_base_, mskd(_base_))

@@ -1,0 +1,7 @@
+"""The teacher vgg13, CIFAR-100."""
+
+_base_ = "../_base_/pairs/vgg13_vgg8_cifar100.py"
+
+from mskd_plugin.recipes import alone
+
+model = alone(_base_, "teacher")

@@ -1,0 +1,7 @@
+"""CRD, ResNet-34 to ResNet-18, ImageNet."""
+
+_base_ = "_base_/pairs/resnet34_resnet18_imagenet.py"
+
+from mskd_plugin.recipes import crd, distill
+
+model = distill(_base_, crd(_base_))

@@ -1,0 +1,7 @@
+"""ResNet8 alone, digits."""
+
+_base_ = "../_base_/pairs/resnet20_resnet8_digits.py"
+
+from mskd_plugin.recipes import alone
+
+model = alone(_base_, "student")

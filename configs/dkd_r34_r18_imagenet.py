@@ -1,0 +1,7 @@
+"""DKD, ResNet-34 to ResNet-18, ImageNet."""
+
+_base_ = "_base_/pairs/resnet34_resnet18_imagenet.py"
+
+from mskd_plugin.recipes import distill, dkd
+
+model = distill(_base_, dkd(_base_))

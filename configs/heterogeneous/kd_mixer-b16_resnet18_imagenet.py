@@ -1,0 +1,7 @@
+"""KD, Mixer-B/16 to ResNet-18, ImageNet."""
+
+_base_ = "../_base_/pairs/mixer-b16_resnet18_imagenet.py"
+
+from mskd_plugin.recipes import distill, kd
+
+model = distill(_base_, kd(_base_))

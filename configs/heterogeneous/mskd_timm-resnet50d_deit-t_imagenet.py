@@ -1,0 +1,7 @@
+"""MSKD, timm's ResNet-50-D to DeiT-T, ImageNet."""
+
+_base_ = "../_base_/pairs/timm-resnet50d_deit-t_imagenet.py"
+
+from mskd_plugin.recipes import distill, mskd
+
+model = distill(_base_, mskd(_base_))

@@ -1,0 +1,7 @@
+"""KD with standardised logits, ResNet-34 to ResNet-18, ImageNet."""
+
+_base_ = "_base_/pairs/resnet34_resnet18_imagenet.py"
+
+from mskd_plugin.recipes import distill, ls_kd
+
+model = distill(_base_, ls_kd(_base_))

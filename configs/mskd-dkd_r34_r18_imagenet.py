@@ -1,0 +1,7 @@
+"""MSKD and DKD, ResNet-34 to ResNet-18, ImageNet."""
+
+_base_ = "_base_/pairs/resnet34_resnet18_imagenet.py"
+
+from mskd_plugin.recipes import distill, dkd, mskd
+
+model = distill(_base_, mskd(_base_), dkd(_base_))

@@ -1,0 +1,7 @@
+"""NST, ResNet-34 to ResNet-18, ImageNet."""
+
+_base_ = "_base_/pairs/resnet34_resnet18_imagenet.py"
+
+from mskd_plugin.recipes import distill, nst
+
+model = distill(_base_, nst(_base_))

@@ -1,0 +1,7 @@
+"""OFA-KD, ResNet-34 to ResNet-18, ImageNet."""
+
+_base_ = "_base_/pairs/resnet34_resnet18_imagenet.py"
+
+from mskd_plugin.recipes import distill, ofa
+
+model = distill(_base_, ofa(_base_))

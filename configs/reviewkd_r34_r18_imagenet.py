@@ -1,0 +1,7 @@
+"""ReviewKD, ResNet-34 to ResNet-18, ImageNet."""
+
+_base_ = "_base_/pairs/resnet34_resnet18_imagenet.py"
+
+from mskd_plugin.recipes import distill, reviewkd
+
+model = distill(_base_, reviewkd(_base_))

@@ -1,0 +1,7 @@
+"""SDD on NKD, ResNet-34 to ResNet-18, ImageNet."""
+
+_base_ = "_base_/pairs/resnet34_resnet18_imagenet.py"
+
+from mskd_plugin.recipes import distill, sdd_nkd
+
+model = distill(_base_, sdd_nkd(_base_))

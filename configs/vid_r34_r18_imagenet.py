@@ -1,0 +1,7 @@
+"""VID, ResNet-34 to ResNet-18, ImageNet."""
+
+_base_ = "_base_/pairs/resnet34_resnet18_imagenet.py"
+
+from mskd_plugin.recipes import distill, vid
+
+model = distill(_base_, vid(_base_))
