@@ -1,0 +1,307 @@
+"""Time the training steps of several configs side by side.
+
+python tools/benchmark_step.py configs/cifar100/kd_resnet32x4_resnet8x4.py \
+    configs/cifar100/mskd_resnet32x4_resnet8x4.py --amp
+
+The configs take turns, step by step in one process, so that a drift of the machine meets all of
+them; every figure is also given relative to the first config. Teachers get random weights: time
+does not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.dist import get_world_size, is_main_process
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper
+from mmpretrain.structures import DataSample
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from mskd_plugin.cli import run_tool
+from mskd_plugin.errors import SettingError
+from mskd_plugin.launch import build_runner, load_config, use_mixed_precision
+
+PARTS = ("data", "teacher forward", "student forward", "connectors and losses", "backward", "step")
+
+
+class Subject:
+    """One config, ready to take steps.
+
+    Args:
+        name: Its name in the table.
+        args: The command line.
+    """
+
+    def __init__(self, name: str, args: argparse.Namespace) -> None:
+        self.name = Path(name).stem
+        options = {"launcher": "pytorch" if "LOCAL_RANK" in os.environ else "none"}
+        cfg = load_config(argparse.Namespace(config=name, cfg_options={}, work_dir=None, **options))
+        cfg.work_dir = tempfile.mkdtemp()
+        cfg.log_level = "ERROR"
+        if "teacher_ckpt" in cfg.model:
+            cfg.model.teacher_ckpt = None
+        if args.amp:
+            use_mixed_precision(cfg)
+        self.batch_size = args.batch_size or cfg.train_dataloader.batch_size
+        self.classes = cfg.data_preprocessor.num_classes
+        cfg.train_dataloader.batch_size = self.batch_size
+        if not args.real:
+            for key in ("train", "val", "test"):
+                for part in ("dataloader", "cfg", "evaluator"):
+                    cfg.pop(f"{key}_{part}", None)
+            wrapper, cfg.optim_wrapper, cfg.param_scheduler = cfg.optim_wrapper, None, None
+        runner = build_runner(cfg)
+        self.model: nn.Module = runner.model
+        if args.channels_last:
+            self.model = self.model.to(memory_format=torch.channels_last)
+        self.inner = self.model.module if is_model_wrapper(self.model) else self.model
+        self.wrapper: OptimWrapper = runner.build_optim_wrapper(
+            cfg.optim_wrapper if args.real else wrapper
+        )
+        self.batches = self._real(runner) if args.real else self._synthetic(args.side)
+        self.model.train()
+        self.seconds: list[float] = []
+        self.parts: dict[str, list[float]] = defaultdict(list)
+
+    def _synthetic(self, side: int | None) -> Iterator[dict[str, Any]]:
+        side = side or (224 if self.classes == 1000 else 32)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randint(
+            0, 256, (self.batch_size, 3, side, side), dtype=torch.uint8, generator=generator
+        )
+        samples = [DataSample().set_gt_label(i % self.classes) for i in range(self.batch_size)]
+        while True:
+            yield {"inputs": images, "data_samples": samples}
+
+    @staticmethod
+    def _real(runner: Any) -> Iterator[dict[str, Any]]:
+        loader = runner.build_dataloader(runner.cfg.train_dataloader)
+        while True:
+            yield from loader
+
+    def step(self) -> None:
+        """Take one training step."""
+        self.model.train_step(next(self.batches), optim_wrapper=self.wrapper)
+
+    def timed_step(self) -> None:
+        """Take a step and note its time."""
+        synchronize()
+        start = time.perf_counter()
+        self.step()
+        synchronize()
+        self.seconds.append(time.perf_counter() - start)
+
+    def dissected_step(self) -> None:
+        """Take a step and note the time of each part; the device waits at every border."""
+        inner, wrapper = self.inner, self.wrapper
+        student = inner.architecture if hasattr(inner, "architecture") else inner.backbone
+        watched: list[tuple[str, Any, str]] = [
+            ("student forward", student, "forward"),
+            ("backward", wrapper, "backward"),
+            ("step", wrapper, "step"),
+        ]
+        if hasattr(inner, "distiller"):
+            watched += [
+                ("teacher forward", inner.teacher, "forward"),
+                ("connectors and losses", inner.distiller, "compute_distill_losses"),
+            ]
+        spent: dict[str, float] = defaultdict(float)
+        with stopwatch(spent, watched):
+            start = time.perf_counter()
+            batch = next(self.batches)
+            spent["data"] = time.perf_counter() - start
+            self.model.train_step(batch, optim_wrapper=wrapper)
+        for part in PARTS:
+            self.parts[part].append(spent[part])
+
+    def flops(self) -> int:
+        """Count the floating point operations of one step."""
+        with FlopCounterMode(display=False) as counter:
+            self.step()
+        return int(counter.get_total_flops())
+
+
+@contextmanager
+def stopwatch(spent: dict[str, float], watched: list[tuple[str, Any, str]]) -> Iterator[None]:
+    """Add the time of the watched methods to ``spent``."""
+
+    def watch(part: str, method: Callable) -> Callable:
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            synchronize()
+            start = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                synchronize()
+                spent[part] += time.perf_counter() - start
+
+        return timed
+
+    for part, owner, name in watched:
+        setattr(owner, name, watch(part, getattr(owner, name)))
+    try:
+        yield
+    finally:
+        for _, owner, name in watched:
+            delattr(owner, name)
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def matrix_rate(seconds: float = 1.0) -> float:
+    """Measure the device's bfloat16 matrix products, in operations per second."""
+    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1024)
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+    for _ in range(3):
+        a @ a
+    synchronize()
+    count, start = 0, time.perf_counter()
+    while time.perf_counter() - start < seconds:
+        for _ in range(10):
+            a @ a
+        synchronize()
+        count += 10
+    return count * 2 * size**3 / (time.perf_counter() - start)
+
+
+def peak_memory(subject: Subject) -> float:
+    """Measure the most memory that a step takes above what stays between steps, in MiB."""
+    if torch.cuda.is_available():
+        synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        subject.step()
+        synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        subject.step()
+    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    clock = "start_ns" if hasattr(changes[0], "start_ns") else "start_us"  # torch before 2.4
+    for change in sorted(changes, key=lambda e: getattr(e, clock)()):
+        held += change.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+def report(subjects: list[Subject], memory: list[float], rate: float) -> list[dict[str, Any]]:
+    """Gather the figures of every subject, absolute and relative to the first."""
+    rows = []
+    for subject, peak in zip(subjects, memory):
+        median = statistics.median(subject.seconds)
+        spread = statistics.quantiles(subject.seconds, n=4)
+        flops = subject.flops()
+        rows.append(
+            {
+                "config": subject.name,
+                "batch size": subject.batch_size,
+                "processes": get_world_size(),
+                "ms per step": 1e3 * median,
+                "quartiles": [1e3 * spread[0], 1e3 * spread[2]],
+                "images per second": subject.batch_size * get_world_size() / median,
+                "relative time": median / statistics.median(subjects[0].seconds),
+                # Pair by pair: the steps of one turn saw the same state of the machine.
+                "relative time by turns": statistics.median(
+                    a / b for a, b in zip(subject.seconds, subjects[0].seconds)
+                ),
+                "peak memory (MiB)": peak,
+                "relative memory": peak / memory[0],
+                "GFLOP per image": flops / subject.batch_size / 1e9,
+                "share of matrix rate": flops / median / rate,
+                "parts (ms)": {
+                    part: 1e3 * statistics.median(subject.parts[part]) for part in PARTS
+                },
+            }
+        )
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]], rate: float) -> str:
+    """Format the figures as two Markdown tables."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    lines = [
+        f"{device}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads, "
+        f"bfloat16 matrix rate {rate / 1e12:.3g} TFLOP/s",
+        "",
+        "| config | batch | ms per step (quartiles) | images/s | relative time, by turns "
+        "| peak MiB | relative | GFLOP/image | share of matrix rate |",
+        "| --- " * 9 + "|",
+    ]
+    for row in rows:
+        low, high = row["quartiles"]
+        lines.append(
+            f"| {row['config']} | {row['batch size']} x {row['processes']} "
+            f"| {row['ms per step']:.2f} ({low:.2f} to {high:.2f}) "
+            f"| {row['images per second']:.0f} "
+            f"| {row['relative time']:.3f}, {row['relative time by turns']:.3f} "
+            f"| {row['peak memory (MiB)']:.0f} | {row['relative memory']:.3f} "
+            f"| {row['GFLOP per image']:.3f} | {100 * row['share of matrix rate']:.1f}% |"
+        )
+    lines += ["", f"| ms in | {' | '.join(PARTS)} |", "| --- " * (len(PARTS) + 1) + "|"]
+    for row in rows:
+        values = " | ".join(f"{row['parts (ms)'][part]:.2f}" for part in PARTS)
+        lines.append(f"| {row['config']} | {values} |")
+    return "\n".join(lines)
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description="Time the training steps of several configs side by side.",
+        epilog="example: python tools/benchmark_step.py configs/kd_r34_r18_imagenet.py "
+        "configs/mskd_r34_r18_imagenet.py --amp --batch-size 256",
+    )
+    parser.add_argument("configs", nargs="+", metavar="CONFIG")
+    parser.add_argument("--steps", type=int, default=20, help="timed steps (default: 20)")
+    parser.add_argument("--warmup", type=int, default=3, help="steps before them (default: 3)")
+    parser.add_argument("--batch-size", type=int, help="default: each config's own")
+    parser.add_argument("--side", type=int, help="side of synthetic images (default: 32 or 224)")
+    parser.add_argument("--real", action="store_true", help="the config's own training images")
+    parser.add_argument("--amp", action="store_true", help="mixed precision")
+    parser.add_argument("--channels-last", action="store_true", help="channels_last weights")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print."""
+    args = parse_args(argv)
+    if args.steps < 2:
+        raise SettingError("--steps", "at least 2, to tell the spread", args.steps)
+    subjects = [Subject(config, args) for config in args.configs]
+    for turn in range(args.warmup + args.steps):
+        for subject in subjects:
+            subject.timed_step() if turn >= args.warmup else subject.step()
+    for _ in range(max(2, args.steps // 2)):
+        for subject in subjects:
+            subject.dissected_step()
+    memory = [peak_memory(subject) for subject in subjects]
+    rate = matrix_rate()
+    rows = report(subjects, memory, rate)
+    if is_main_process():
+        print(markdown(rows, rate))
+        if args.json:
+            args.json.write_text(json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    run_tool(main)

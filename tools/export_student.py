@@ -1,0 +1,283 @@
+r"""Export a distilled student as a model that mmpretrain loads by itself.
+
+    python tools/export_student.py configs/mskd_r34_r18_imagenet.py \
+        work_dirs/mskd_r34_r18_imagenet/epoch_100.pth r18.pth
+
+writes the student's weights to ``r18.pth`` and its config to ``r18.py``, for
+
+    mmpretrain.get_model("r18.py", pretrained="r18.pth")
+    mmpretrain.ImageClassificationInferencer("r18.py", pretrained="r18.pth")("image.jpg")
+
+Images are files, or arrays in BGR as ``mmcv.imread`` returns them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.hub import get_config
+from mmengine.registry import DefaultScope
+from mmpretrain.registry import DATASETS, METRICS, MODELS, TRANSFORMS
+
+import mskd_plugin
+from mskd_plugin.cli import run_tool
+from mskd_plugin.errors import SettingError
+from mskd_plugin.weights import STUDENT_PREFIX, fit_weights, read_checkpoint, weights_of
+
+REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
+HOST_SCOPES = ("mmpretrain", "mmcls", "mmcv", "mmengine")
+LOADING = "LoadImageFromFile"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description="Export the student of a distillation, or a network trained alone, as weights "
+        "and config that "
+        "mmpretrain's get_model and ImageClassificationInferencer load.",
+        epilog="example: python tools/export_student.py configs/mskd_r34_r18_imagenet.py "
+        "work_dirs/mskd_r34_r18_imagenet/epoch_100.pth r18.pth",
+    )
+    parser.add_argument("config", metavar="CONFIG", type=Path, help="config of the training")
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="checkpoint of the training")
+    parser.add_argument(
+        "out",
+        metavar="OUT.pth",
+        type=Path,
+        help="file for the weights; the config goes to OUT.py beside it",
+    )
+    parser.add_argument(
+        "--image-size",
+        type=int,
+        metavar="PIXELS",
+        help="side to which images are resized where the test pipeline of CONFIG does not resize "
+        "(default: that of the training's crops)",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite OUT.pth and OUT.py")
+    return parser.parse_args(argv)
+
+
+def walk(node: Any) -> Iterator[dict]:
+    """Yield every dict inside a config, the outer ones first."""
+    if isinstance(node, dict):
+        yield node
+        for value in node.values():
+            yield from walk(value)
+    elif isinstance(node, (list, tuple)):
+        for value in node:
+            yield from walk(value)
+
+
+def plain(node: Any) -> Any:
+    """Copy a config into plain containers, with types named as mmpretrain's scope knows them."""
+    if isinstance(node, Mapping):
+        return {k: type_name(v) if k == "type" else plain(v) for k, v in node.items()}
+    if isinstance(node, (list, tuple)):
+        return type(node)(plain(value) for value in node)
+    return copy.deepcopy(node)
+
+
+def type_name(kind: str | type) -> str:
+    """Name a type without the scope of a host package; a type may be given as a class."""
+    if isinstance(kind, type):
+        in_registry = kind.__module__.split(".")[0] in (*HOST_SCOPES, "mskd_plugin")
+        return kind.__name__ if in_registry else f"{kind.__module__}.{kind.__qualname__}"
+    scope, _, name = kind.partition(".")
+    return name if scope in HOST_SCOPES and "." not in name else kind
+
+
+def student_config(cfg: Config) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """Return the configs of the student and of the preprocessing it was trained with."""
+    model = plain(cfg.model)
+    preprocessor = model.get("data_preprocessor") or plain(cfg.get("data_preprocessor"))
+    if "architecture" in model:
+        student = model["architecture"]
+        if "cfg_path" in student:  # MMRazor's short form for a config of another package
+            student = plain(get_config(student["cfg_path"]).model)
+    else:
+        student = model
+    # Of use in training alone, with names of files that others do not have.
+    for key in ("data_preprocessor", "train_cfg", "pretrained", "_scope_"):
+        student.pop(key, None)
+    for part in walk(student):
+        if isinstance(part.get("init_cfg"), dict) and part["init_cfg"].get("type") == "Pretrained":
+            del part["init_cfg"]
+    if preprocessor is not None:
+        preprocessor.pop("batch_augments", None)
+    return student, preprocessor
+
+
+def read_student(
+    student: dict[str, Any], checkpoint: Mapping[str, Any], path: str, distilled: bool
+) -> dict[str, torch.Tensor]:
+    """Return the student's weights in mmpretrain's names.
+
+    Raises:
+        SettingError: If they are not in the checkpoint, or do not fit.
+    """
+    weights = weights_of(checkpoint, path, setting="CHECKPOINT")
+    if distilled and not any(key.startswith(STUDENT_PREFIX) for key in weights):
+        raise SettingError(
+            "CHECKPOINT",
+            f"a checkpoint of the distillation in CONFIG, with keys {STUDENT_PREFIX}*",
+            f"{path!r} with the keys {', '.join(list(weights)[:5])}, ...",
+        )
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        model = MODELS.build(copy.deepcopy(student))
+    return fit_weights(model, weights, path, setting="CHECKPOINT")[1]
+
+
+def class_names(checkpoint: Mapping[str, Any], dataset: Mapping[str, Any]) -> list[str] | None:
+    """Return the names of the classes: as trained with, else as the data set's type has them."""
+    names = checkpoint.get("meta", {}).get("dataset_meta", {}).get("classes")
+    if names is None and "type" in dataset:
+        names = getattr(DATASETS.get(dataset["type"]), "METAINFO", {}).get("classes")
+    return None if names is None else list(names)
+
+
+def inner_dataset(dataloader: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config of the data set with a pipeline, inside its wrappers."""
+    dataset = dataloader.get("dataset", {})
+    while "pipeline" not in dataset and isinstance(dataset.get("dataset"), dict):
+        dataset = dataset["dataset"]
+    return dataset
+
+
+def crop_size(pipeline: list[dict]) -> int | None:
+    """Return the side of the square crops of a training pipeline."""
+    for transform in reversed(pipeline):
+        side = transform.get("crop_size", transform.get("scale"))
+        if "Crop" in transform["type"] and side is not None:
+            return side if isinstance(side, int) else side[0]
+    return None
+
+
+def testing_part(
+    cfg: Config,
+    loader: dict[str, Any],
+    preprocessor: dict[str, Any] | None,
+    classes: list[str] | None,
+    image_size: int | None,
+) -> dict[str, Any]:
+    """Return the test part of the config, which reads image files; the inferencer takes its
+    pipeline from there.
+
+    Data sets that hold their images in memory have a pipeline without reading, and images in RGB
+    where files are read as BGR: they are replaced by a folder of images, and the preprocessing
+    flips the channels (in place).
+    """
+    dataset = inner_dataset(loader)
+    pipeline = dataset.get("pipeline") or [{"type": "PackInputs"}]
+    kinds = [transform["type"] for transform in pipeline]
+    if LOADING not in kinds:
+        pipeline, kinds = [{"type": LOADING}, *pipeline], [LOADING, *kinds]
+        names = {"metainfo": {"classes": classes}} if classes else {}
+        dataset = {"type": "CustomDataset", "data_root": "data/images", **names}
+        if preprocessor is not None:
+            preprocessor["to_rgb"] = not preprocessor.get("to_rgb", False)
+    if not any("Resize" in kind or "Crop" in kind for kind in kinds):
+        training = inner_dataset(plain(cfg.get("train_dataloader") or {}))
+        side = image_size or crop_size(training.get("pipeline", []))
+        if side is None:
+            sys.stderr.write(
+                "warning: images are not resized, since CONFIG does not tell their size; "
+                "--image-size sets it\n"
+            )
+        else:
+            after = kinds.index(LOADING) + 1
+            resize = {"type": "Resize", "scale": (side, side)}
+            pipeline = [*pipeline[:after], resize, *pipeline[after:]]
+    dataset["pipeline"] = pipeline
+    loader["dataset"] = dataset  # without its wrappers, the inferencer does not look inside them
+    defaults = {
+        "batch_size": 32,
+        "num_workers": 2,
+        "sampler": {"type": "DefaultSampler", "shuffle": False},
+    }
+    evaluator = cfg.get("test_evaluator") or cfg.get("val_evaluator") or {"type": "Accuracy"}
+    return {
+        "test_dataloader": {**defaults, **loader},
+        "test_evaluator": plain(evaluator),
+        "test_cfg": {},
+    }
+
+
+def imports_of(parts: dict[str, Any], cfg: Config) -> list[str]:
+    """Return the modules that must be imported for every type to be known: none, where mmpretrain
+    has them all.
+    """
+    needed: list[str] = []
+    for part in walk(parts):
+        name = part.get("type")
+        found = next(
+            (c for registry in REGISTRIES if (c := registry.get(str(name))) is not None), None
+        )
+        package = "" if name is None or found is None else found.__module__.split(".")[0]
+        if package in ("mskd_plugin", "mmrazor"):
+            needed.append("mskd_plugin")
+        elif package not in ("", *HOST_SCOPES, "torch", "torchvision"):
+            needed += cfg.get("custom_imports", {}).get("imports", [])
+    return list(dict.fromkeys(needed))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Export."""
+    args = parse_args(argv)
+    out_config = args.out.with_suffix(".py")
+    if args.out.suffix != ".pth":
+        raise SettingError("OUT.pth", "a file name that ends with .pth", repr(str(args.out)))
+    for path in (args.out, out_config):
+        if path.exists() and not args.force:
+            raise SettingError(
+                "OUT.pth",
+                "a new file, or --force to overwrite it",
+                f"{str(path)!r}, which is there",
+            )
+    if not args.config.is_file():
+        raise SettingError("CONFIG", "a config file", f"{str(args.config)!r}, which is not there")
+    if out_config.resolve() == args.config.resolve():
+        raise SettingError("OUT.pth", "another name than CONFIG's", repr(str(args.out)))
+    cfg = Config.fromfile(args.config)
+    if "model" not in cfg:
+        raise SettingError("CONFIG", "a config with a model", repr(str(args.config)))
+    checkpoint = read_checkpoint(args.checkpoint, setting="CHECKPOINT")
+    student, preprocessor = student_config(cfg)
+    state_dict = read_student(
+        student, checkpoint, args.checkpoint, distilled="architecture" in cfg.model
+    )
+    loader = plain(cfg.get("test_dataloader") or cfg.get("val_dataloader") or {})
+    classes = class_names(checkpoint, inner_dataset(loader))
+
+    testing = testing_part(cfg, loader, preprocessor, classes, args.image_size)
+    parts = {"model": student, **testing}
+    if preprocessor is not None:
+        parts["data_preprocessor"] = preprocessor
+    imports = imports_of(parts, cfg)
+    header: dict[str, Any] = {"default_scope": "mmpretrain"}
+    if imports:
+        header["custom_imports"] = {"imports": imports, "allow_failed_imports": False}
+
+    meta: dict[str, Any] = {
+        "source": args.config.name,
+        "mskd_plugin_version": mskd_plugin.__version__,
+    }
+    if classes is not None:
+        meta["dataset_meta"] = {"classes": classes}
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"meta": meta, "state_dict": state_dict}, args.out)
+    Config({**header, **parts}).dump(out_config)
+    print(
+        f"Wrote {args.out} and {out_config}: mmpretrain.get_model({str(out_config)!r}, "
+        f"{str(args.out)!r})"
+    )
+
+
+if __name__ == "__main__":
+    run_tool(main)

@@ -1,0 +1,68 @@
+"""List the pairs and methods, and which methods work for which pair.
+
+python tools/list_configs.py
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from mmengine.config import Config
+
+from mskd_plugin.cli import run_tool
+from mskd_plugin.errors import SettingError
+from mskd_plugin.recipes import METHODS
+
+PAIRS = Path(__file__).resolve().parent.parent / "configs" / "_base_" / "pairs"
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description="List the pairs and methods, and which methods work for which pair. Each cell "
+        "runs by tools/train.py configs/_base_/pairs/PAIR.py --method METHOD.",
+        epilog="example: python tools/list_configs.py --pair wrn-40-2",
+    )
+    parser.add_argument("--pair", default="", help="only pairs whose name contains this")
+    return parser.parse_args(argv)
+
+
+def matrix(contains: str = "") -> tuple[list[str], dict[str, dict[str, str]]]:
+    """Return the pairs' names, and for each method and pair "" or why it does not work."""
+    files = sorted(file for file in PAIRS.glob("*.py") if contains in file.stem)
+    bases = {file.stem: Config.fromfile(file) for file in files}
+    refusals: dict[str, dict[str, str]] = {}
+    for name, method in METHODS.items():
+        refusals[name] = {}
+        for pair, base in bases.items():
+            try:
+                method(base)
+                refusals[name][pair] = ""
+            except SettingError as error:
+                refusals[name][pair] = str(error)
+    return list(bases), refusals
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print the matrix."""
+    args = parse_args(argv)
+    pairs, refusals = matrix(args.pair)
+    if not pairs:
+        raise SettingError("--pair", f"part of a name in {PAIRS}", repr(args.pair))
+    reasons = sorted({reason for row in refusals.values() for reason in row.values() if reason})
+    print("Pairs:")
+    for number, pair in enumerate(pairs, start=1):
+        print(f"  {number:>2}  {pair}")
+    print("\n| method | " + " | ".join(str(n) for n in range(1, len(pairs) + 1)) + " |")
+    print("| --- " * (len(pairs) + 1) + "|")
+    for name, row in refusals.items():
+        cells = [chr(ord("a") + reasons.index(row[p])) if row[p] else "x" for p in pairs]
+        print(f"| {name} | " + " | ".join(cells) + " |")
+    print("\nx: works.")
+    for index, reason in enumerate(reasons):
+        print(f"{chr(ord('a') + index)}: {reason}")
+
+
+if __name__ == "__main__":
+    run_tool(main)

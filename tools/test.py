@@ -1,0 +1,48 @@
+"""Evaluate the student of a config on its test data.
+
+python tools/test.py configs/mskd_r34_r18_imagenet.py work_dirs/mskd_r34_r18_imagenet/epoch_100.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from mskd_plugin.cli import run_tool
+from mskd_plugin.launch import add_common_options, build_runner, keep_student_only, load_config
+from mskd_plugin.weights import load_weights
+
+
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description="Evaluate the student of a config on its test data.",
+        epilog="example: python tools/test.py configs/mskd_r34_r18_imagenet.py "
+        "work_dirs/mskd_r34_r18_imagenet/epoch_100.pth",
+    )
+    add_common_options(parser)
+    parser.add_argument(
+        "checkpoint",
+        help="a checkpoint of the distillation, or the student's weights in any layout that "
+        "--teacher reads",
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Evaluate."""
+    args = parse_args(argv)
+    cfg = load_config(args)
+    keep_student_only(cfg)
+    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
+        cfg.pop(key, None)
+    for key in ("val_dataloader", "val_cfg", "val_evaluator"):
+        cfg.pop(key, None)
+    cfg.load_from, cfg.resume = None, False
+    runner = build_runner(cfg)
+    model = runner.model.module if hasattr(runner.model, "module") else runner.model
+    load_weights(model, args.checkpoint, setting="checkpoint")
+    runner.test()
+
+
+if __name__ == "__main__":
+    run_tool(main)
