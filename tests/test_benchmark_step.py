@@ -1,0 +1,63 @@
+"""The benchmark of training steps: its counts against the networks' published ones."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from mskd_plugin.errors import SettingError
+
+ROOT = Path(__file__).resolve().parent.parent
+SPEC = importlib.util.spec_from_file_location("benchmark_step", ROOT / "tools/benchmark_step.py")
+benchmark_step = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(benchmark_step)
+
+DEMO = ROOT / "configs" / "demo"
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    file = tmp_path_factory.mktemp("benchmark") / "rows.json"
+    names = ("student_resnet8_digits", "kd_resnet20_resnet8_digits")
+    configs = [str(DEMO / f"{name}.py") for name in names]
+    options = ["--steps", "2", "--warmup", "0", "--batch-size", "4", "--json", str(file)]
+    benchmark_step.main([*configs, *options])
+    return json.loads(file.read_text())
+
+
+def test_operations_are_those_of_the_networks(rows):
+    # Two operations a MAC; forward and backward of the student, but no gradient of the images.
+    student, teacher = 2e-3 * 12.51, 2e-3 * 40.82
+    stem = 2e-9 * 32 * 32 * 27 * 16
+    assert rows[0]["GFLOP per image"] == pytest.approx(3 * student - stem, rel=0.01)
+    assert rows[1]["GFLOP per image"] == pytest.approx(3 * student - stem + teacher, rel=0.01)
+
+
+def test_figures_fit_together(rows):
+    for row in rows:
+        assert row["images per second"] == pytest.approx(4e3 / row["ms per step"])
+        assert row["relative time"] == pytest.approx(row["ms per step"] / rows[0]["ms per step"])
+        low, high = row["quartiles"]
+        assert low <= row["ms per step"] <= high
+        # Four images of 32 x 32 leave at least the stem's map, 16 channels in float32.
+        assert row["peak memory (MiB)"] > 4 * 16 * 32 * 32 * 4 / 2**20
+    assert rows[0]["relative time by turns"] == rows[0]["relative memory"] == 1
+    assert rows[0]["parts (ms)"]["teacher forward"] == 0
+    for part in ("teacher forward", "student forward", "connectors and losses", "backward", "step"):
+        assert 0 < rows[1]["parts (ms)"][part]
+
+
+def test_one_step_has_no_spread():
+    with pytest.raises(SettingError, match="--steps.*at least 2"):
+        benchmark_step.main([str(DEMO / "student_resnet8_digits.py"), "--steps", "1"])
+
+
+def test_real_batches_are_the_configs_own():
+    args = benchmark_step.parse_args(["x", "--real", "--batch-size", "4"])
+    subject = benchmark_step.Subject(str(DEMO / "student_resnet8_digits.py"), args)
+    first, second = next(subject.batches), next(subject.batches)
+    assert first["inputs"].shape == (4, 3, 32, 32)
+    assert not first["inputs"].equal(second["inputs"])

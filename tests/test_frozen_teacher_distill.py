@@ -1,0 +1,226 @@
+"""FrozenTeacherDistill: each thing in which it differs from MMRazor's SingleTeacherDistill, against
+that class."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import toy
+from mmengine.runner.checkpoint import load_state_dict
+from mmrazor.registry import MODELS
+
+from mskd_plugin.errors import SettingError
+
+
+def save_teacher(path, **settings):
+    """Write a teacher's weights and return the teacher."""
+    torch.manual_seed(7)
+    teacher = MODELS.build(toy.classifier("teacher", **settings))
+    torch.save({"state_dict": teacher.state_dict()}, path)
+    return teacher
+
+
+def with_same_weights(kind, model):
+    """Build MMRazor's class with the weights of ``model``."""
+    other = toy.build(kind=kind)
+    other.architecture.load_state_dict(model.architecture.state_dict())
+    other.teacher.load_state_dict(model.teacher.state_dict())
+    other.distiller.load_state_dict(model.distiller.state_dict())
+    return other
+
+
+def test_losses_and_gradients_equal_mmrazors_where_no_mend_applies():
+    model = toy.build()
+    original = with_same_weights("SingleTeacherDistill", model)
+    ours, theirs = (m.train() or m for m in (model, original))
+    losses, expected = ours(**toy.batch(), mode="loss"), theirs(**toy.batch(), mode="loss")
+    assert set(expected) <= set(losses)
+    for name, value in expected.items():
+        torch.testing.assert_close(losses[name], value)
+    ours.parse_losses(losses)[0].backward()
+    theirs.parse_losses(expected)[0].backward()
+    for (name, p), q in zip(ours.named_parameters(), theirs.parameters()):
+        if p.requires_grad:
+            torch.testing.assert_close(p.grad, q.grad, msg=name)
+
+
+def test_whole_teacher_is_in_eval_mode():
+    model = toy.build()
+    model.teacher.add_module("dropout", torch.nn.Dropout())
+    assert model.train() is model
+    assert model.student.training
+    assert not any(m.training for m in model.teacher.modules())
+    model.eval().train(True)
+    assert not model.teacher.dropout.training
+
+    trainable = toy.build(teacher_trainable=True, teacher_norm_eval=False)
+    assert trainable.train().teacher.training
+
+
+def test_teachers_statistics_and_weights_do_not_move():
+    model = toy.build()
+    before = copy.deepcopy(model.teacher.state_dict())
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    model.train()
+    for seed in range(2):
+        loss, _ = model.parse_losses(model(**toy.batch(seed=seed), mode="loss"))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    for name, value in model.teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("mode, calls", [("tensor", 0), ("loss", 1)])
+def test_teachers_loss_is_computed_on_demand_only(mode, calls):
+    model = toy.build(teacher_mode=mode)
+    seen = []
+    model.teacher.head.loss_module.register_forward_hook(lambda *_: seen.append(1))
+    model(**toy.batch(), mode="loss")
+    assert len(seen) == calls
+
+
+def test_unknown_teacher_mode():
+    with pytest.raises(SettingError, match="teacher_mode.*'predict'"):
+        toy.build(teacher_mode="predict")
+
+
+def test_teachers_weights_are_loaded_and_survive_initialisation(tmp_path):
+    teacher = save_teacher(tmp_path / "teacher.pth")
+    model = toy.build(teacher_ckpt=str(tmp_path / "teacher.pth"))
+    assert model.teacher_source == str(tmp_path / "teacher.pth")
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(model.teacher.state_dict()[name], value), name
+    assert toy.build().teacher_source is None
+
+
+def test_wrong_teacher_is_refused_with_its_keys(tmp_path):
+    save_teacher(tmp_path / "other.pth", num_classes=7)
+    with pytest.raises(SettingError, match=r"teacher_ckpt.*head\.fc\.weight"):
+        toy.build(teacher_ckpt=str(tmp_path / "other.pth"))
+
+
+def test_checkpoints_leave_the_teacher_out_unless_asked():
+    model, keeping = toy.build(), toy.build(save_teacher=True)
+    assert not [key for key in model.state_dict() if key.startswith("teacher.")]
+    teacher_keys = {f"teacher.{key}" for key in model.teacher.state_dict()}
+    assert set(keeping.state_dict()) - set(model.state_dict()) == teacher_keys
+    assert {k for k in toy.build(teacher_trainable=True).state_dict() if "teacher." in k}
+
+
+@pytest.mark.parametrize("load", [torch.nn.Module.load_state_dict, load_state_dict])
+def test_loading_keeps_the_teacher_in_place_and_is_strict(load):
+    source, target = toy.build(seed=0), toy.build(seed=1)
+    teacher = copy.deepcopy(target.teacher.state_dict())
+    load(target, source.state_dict(), strict=True)
+    for name, value in source.state_dict().items():
+        assert torch.equal(target.state_dict()[name], value), name
+    for name, value in teacher.items():
+        assert torch.equal(target.teacher.state_dict()[name], value), name
+
+    broken = source.state_dict()
+    del broken["architecture.head.fc.bias"]
+    with pytest.raises(RuntimeError, match=r"architecture\.head\.fc\.bias"):
+        load(target, broken, strict=True)
+
+
+def test_a_saved_teacher_is_loaded_too():
+    source, target = toy.build(seed=0, save_teacher=True), toy.build(seed=1)
+    target.load_state_dict(source.state_dict())
+    for name, value in source.teacher.state_dict().items():
+        assert torch.equal(target.teacher.state_dict()[name], value), name
+
+
+def two_losses():
+    """Return a distiller with two losses behind the same connectors."""
+    cfg = toy.distiller()
+    for part in ("distill_losses", "loss_forward_mappings"):
+        cfg[part]["loss_again"] = copy.deepcopy(cfg[part]["loss_mskd_stage3"])
+    return cfg
+
+
+@pytest.mark.parametrize("kind, calls", [("FrozenTeacherDistill", 1), ("SingleTeacherDistill", 2)])
+def test_shared_connector_is_computed_once(kind, calls):
+    model = toy.build(kind=kind, distiller=two_losses())
+    seen = []
+    model.distiller.connectors["stage3_student"].register_forward_hook(lambda *_: seen.append(1))
+    losses = model(**toy.batch(), mode="loss")
+    assert len(seen) == calls
+    torch.testing.assert_close(losses["distill.loss_again"], losses["distill.loss_mskd_stage3"])
+    first = losses["distill.loss_again"]
+    changed = model(**toy.batch(seed=1), mode="loss")["distill.loss_again"]
+    assert not torch.equal(first, changed)  # nothing is kept from step to step
+
+
+def test_records_are_released_after_the_step_even_if_it_fails():
+    model = toy.build()
+    recorder = model.distiller.student_recorders.get_recorder("stage3")
+    model(**toy.batch(), mode="loss")
+    assert recorder.data_buffer == []
+    original = toy.build(kind="SingleTeacherDistill")
+    original(**toy.batch(), mode="loss")
+    assert len(original.distiller.student_recorders.get_recorder("stage3").data_buffer) == 1
+
+    model.distiller.distill_losses["loss_mskd_stage3"].forward = None
+    with pytest.raises(TypeError):
+        model(**toy.batch(), mode="loss")
+    assert recorder.data_buffer == []
+
+
+def test_terms_are_logged_and_not_summed():
+    model = toy.build(distiller=toy.distiller(loss_weight=2.0, feature_weight=0.5))
+    loss, logged = model.parse_losses(model(**toy.batch(), mode="loss"))
+    torch.testing.assert_close(
+        loss.detach(), logged["student.loss"].detach() + logged["distill.loss_mskd_stage3"].detach()
+    )
+    torch.testing.assert_close(
+        logged["distill.loss_mskd_stage3"].detach(),
+        2.0
+        * (
+            logged["distill.mskd_stage3.sample_wise"]
+            + 0.5 * logged["distill.mskd_stage3.feature_wise"]
+        ),
+    )
+
+
+def test_stopped_distillation_does_not_run_the_teacher():
+    model = toy.build()
+    model.distillation_stopped = True
+    seen = []
+    model.teacher.register_forward_hook(lambda *_: seen.append(1))
+    assert set(model(**toy.batch(), mode="loss")) == {"student.loss"}
+    assert not seen
+
+
+def test_student_loss_can_be_left_out():
+    losses = toy.build(calculate_student_loss=False)(**toy.batch(), mode="loss")
+    assert "student.loss" not in losses
+    assert losses["distill.loss_mskd_stage3"].requires_grad
+    frozen = toy.build(calculate_student_loss=False, student_trainable=False)
+    frozen.distiller.connectors.requires_grad_(False)
+    assert not frozen(**toy.batch(), mode="loss")["distill.loss_mskd_stage3"].requires_grad
+
+
+def test_trainable_teacher_is_mmrazors():
+    model = toy.build(teacher_trainable=True)
+    losses = model(**toy.batch(), mode="loss")
+    assert {"teacher.loss", "student.loss"} <= set(losses)
+    model.parse_losses(losses)[0].backward()
+    assert model.teacher.backbone.conv1.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(
+    "side, recorder, source, near",
+    [
+        ("student", "stage3", "backbone.layer4", "backbone.layer3"),
+        ("teacher", "stage3", "layer3", "backbone.layer3"),
+        ("teacher", "classifier_weight", "head.fc.weights", "head.fc.weight"),
+    ],
+)
+def test_unknown_source_names_the_nearest(side, recorder, source, near):
+    cfg = toy.distiller()
+    cfg[f"{side}_recorders"][recorder]["source"] = source
+    with pytest.raises(SettingError, match=rf"{side}_recorders\.{recorder}.*{near}"):
+        toy.build(distiller=cfg)

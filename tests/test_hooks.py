@@ -1,0 +1,294 @@
+"""The hooks inside a real runner, on a few digits."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+
+import numpy as np
+import pytest
+import torch
+import toy
+from mmengine.hooks import Hook
+from mmengine.runner import load_checkpoint
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.random_state import unchanged_random_state
+from mskd_plugin.hooks.teacher_identity import weights_digest
+from mskd_plugin.launch import build_runner
+
+
+class Steps(Hook):
+    """Count steps, and note what is drawn in each epoch."""
+
+    def __init__(self):
+        self.count = 0
+        self.inputs = []
+
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        self.count += 1
+        self.inputs.append((runner.epoch, data_batch["inputs"].float().sum().item()))
+
+
+def train(cfg):
+    """Train, and return the runner and what its steps saw."""
+    runner = build_runner(cfg)
+    steps = Steps()
+    runner.register_hook(steps)
+    runner.train()
+    return runner, steps
+
+
+def fails(cfg, match):
+    """Check that training stops with ``match`` before its first step."""
+    runner = build_runner(cfg)
+    steps = Steps()
+    runner.register_hook(steps)
+    with pytest.raises(SettingError, match=match):
+        runner.train()
+    assert steps.count == 0
+
+
+# --- preflight ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_preflight_counts_classes(tmp_path, role):
+    key = "architecture" if role == "student" else "teacher"
+    model = toy.algorithm(**{key: toy.classifier(role, num_classes=7)})
+    fails(
+        toy.runner_config(tmp_path, model),
+        rf"{role}\.head\.num_classes.*10, the number of classes of Digits, but got 7",
+    )
+
+
+def test_preflight_wants_a_loaded_teacher(tmp_path):
+    fails(toy.runner_config(tmp_path, toy.algorithm()), "teacher_ckpt.*--teacher FILE.*got None")
+
+
+def test_preflight_compares_normalisations(tmp_path):
+    teacher = dict(toy.classifier("teacher"), data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3))
+    model = toy.algorithm(teacher=teacher, teacher_ckpt=str(toy.teacher_file(tmp_path)))
+    fails(toy.runner_config(tmp_path, model), r"data_preprocessor.*teacher's own mean \[1\.0")
+
+
+def broken(path, value, **loss):
+    """Return the toy distiller with one entry replaced."""
+    cfg = toy.distiller(**loss)
+    target = cfg
+    *parents, last = path
+    for key in parents:
+        target = target[key]
+    target[last] = value
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "path, value, match",
+    [
+        (
+            ("connectors", "stage3_student", "in_channels"),
+            9,
+            "in_channels.*8 channels.*got 9",
+        ),
+        (("connectors", "stage3_teacher", "scales"), (1, 2), "student_regions.*2.*got 3"),
+        (("connectors", "stage3_teacher", "scales"), (1, 2, 9), "scales.*scale 9.*side of 8"),
+        (
+            ("teacher_recorders", "stage3"),
+            dict(type="ModuleInputs", source="head.loss_module"),
+            "model.distiller.*record_idx",  # the teacher computes no loss: nothing is recorded
+        ),
+    ],
+)
+def test_preflight_runs_connectors_and_losses(tmp_path, path, value, match):
+    model = toy.algorithm(
+        distiller=broken(path, value), teacher_ckpt=str(toy.teacher_file(tmp_path))
+    )
+    fails(toy.runner_config(tmp_path, model), match)
+
+
+def test_preflight_refuses_to_categorize_another_stage(tmp_path):
+    # The map before the last ReLU has the right width, and is not what the classifier reads.
+    source = dict(type="ModuleOutputs", source="backbone.layer3.0.preact")
+    teacher = str(toy.teacher_file(tmp_path))
+    wrong = broken(("teacher_recorders", "stage3"), source, keep="consistent")
+    model = toy.algorithm(distiller=wrong, teacher_ckpt=teacher)
+    fails(toy.runner_config(tmp_path / "wrong", model), "teacher_regions.*feeds the teacher's")
+    right = toy.algorithm(distiller=toy.distiller(keep="consistent"), teacher_ckpt=teacher)
+    _, steps = train(toy.runner_config(tmp_path / "right", right))
+    assert steps.count == 6
+
+
+def test_preflight_finds_a_loss_that_is_not_finite(tmp_path):
+    path = toy.teacher_file(tmp_path)
+    weights = torch.load(path)
+    weights["state_dict"]["backbone.layer3.0.bn2.weight"].fill_(float("nan"))
+    torch.save(weights, path)
+    model = toy.algorithm(teacher_ckpt=str(path))
+    fails(toy.runner_config(tmp_path, model), "distill.loss_mskd_stage3.*finite.*nan")
+
+
+def test_preflight_changes_nothing(tmp_path):
+    results = []
+    for hooks in ([dict(type="PreflightHook"), dict(type="TeacherEvaluationHook")], []):
+        cfg = toy.runner_config(tmp_path / str(len(hooks)), custom_hooks=hooks)
+        runner, steps = train(cfg)
+        results.append((steps.inputs, runner.model.state_dict()))
+    assert results[0][0] == results[1][0]
+    for name, value in results[0][1].items():
+        assert torch.equal(value, results[1][1][name]), name
+
+
+def test_missing_data_are_named(tmp_path):
+    cfg = toy.runner_config(tmp_path)
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / "nowhere")
+    with pytest.raises(SettingError, match="train_dataloader.dataset.data_root.*nowhere"):
+        build_runner(cfg)
+
+
+# --- teacher evaluation --------------------------------------------------------------------------
+
+
+def test_teacher_is_evaluated_once_and_logged(tmp_path):
+    cfg = toy.runner_config(tmp_path)
+    runner = build_runner(cfg)
+    calls = []
+    runner.model.teacher.register_forward_hook(lambda *_: calls.append(1))
+    runner.train()
+    # One preflight batch, one validation batch of 20 images, six training steps.
+    assert len(calls) == 1 + 1 + 6
+
+    right = 0
+    dataset = runner.val_dataloader.dataset
+    for item in [dataset[i] for i in range(20)]:
+        data = runner.model.data_preprocessor(
+            {"inputs": item["inputs"][None], "data_samples": [item["data_samples"]]}, False
+        )
+        with torch.no_grad():
+            logits = runner.model.teacher(data["inputs"], mode="tensor")
+        right += int(logits.argmax()) == int(item["data_samples"].gt_label)
+    assert runner.message_hub.get_info("teacher/accuracy/top1") == pytest.approx(100 * right / 20)
+    scalars = next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()
+    logged = [json.loads(line) for line in scalars if "teacher/accuracy/top1" in line]
+    assert [entry["teacher/accuracy/top1"] for entry in logged] == [100 * right / 20]
+
+
+@pytest.mark.parametrize("bias, warned", [(100.0, True), (0.0, False)])
+def test_a_teacher_near_chance_is_warned_of(tmp_path, caplog, bias, warned):
+    path = toy.teacher_file(tmp_path)
+    weights = torch.load(path)
+    weights["state_dict"]["head.fc.weight"].zero_()
+    weights["state_dict"]["head.fc.bias"].zero_()[3] = bias  # always the digit 3
+    torch.save(weights, path)
+    cfg = toy.runner_config(tmp_path, toy.algorithm(teacher_ckpt=str(path)))
+    if not warned:  # a validation set of threes alone: the same teacher is perfect
+        weights["state_dict"]["head.fc.bias"][3] = 100.0
+        torch.save(weights, path)
+        from mskd_plugin.datasets import Digits
+
+        threes = [i for i, d in enumerate(Digits(split="test")) if d["gt_label"] == 3]
+        cfg.val_dataloader.dataset.indices = threes[:20]
+    cfg.train_cfg.max_epochs = 1
+    runner = build_runner(cfg)
+    records = []
+    handler = logging.Handler()
+    handler.emit = records.append
+    runner.logger.addHandler(handler)
+    runner.train()
+    assert any("near chance" in record.getMessage() for record in records) == warned
+
+
+# --- random numbers and resuming
+# -------------------------------------------------------------------
+
+
+def test_unchanged_random_state():
+    def draw():
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    expected = draw()
+    torch.manual_seed(0), np.random.seed(0), random.seed(0)
+    with pytest.raises(ZeroDivisionError), unchanged_random_state():
+        draw()
+        raise ZeroDivisionError
+    assert draw() == expected
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resumed_training_equals_an_uninterrupted_one(tmp_path, workers):
+    teacher = str(toy.teacher_file(tmp_path))
+
+    def config(name, **settings):
+        return toy.runner_config(
+            tmp_path / name,
+            toy.algorithm(teacher_ckpt=teacher),
+            **{
+                "train_cfg.max_epochs": 3,
+                "train_dataloader.num_workers": workers,
+                "train_dataloader.worker_init_fn": dict(type="keep_worker_seed"),
+                "val_dataloader.num_workers": 0,
+            },
+            **settings,
+        )
+
+    class PowerCut(Hook):
+        def before_train_iter(self, runner, batch_idx, data_batch=None):
+            if runner.iter == 4:  # inside the second epoch
+                raise KeyboardInterrupt
+
+    whole, whole_steps = train(config("whole"))
+    interrupted = build_runner(config("parts"))
+    interrupted.register_hook(PowerCut())
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    resumed, resumed_steps = train(config("parts", resume=True))
+
+    assert resumed_steps.count == 6
+    assert resumed_steps.inputs == whole_steps.inputs[3:]
+    assert len({value for _, value in whole_steps.inputs}) == 9  # every epoch draws anew
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(resumed.model.state_dict()[name], value), name
+    for name, value in whole.model.teacher.state_dict().items():
+        assert torch.equal(resumed.model.teacher.state_dict()[name], value), name
+    states = [runner.optim_wrapper.state_dict()["state"] for runner in (whole, resumed)]
+    for key, state in states[0].items():
+        assert torch.equal(state["momentum_buffer"], states[1][key]["momentum_buffer"])
+
+
+def test_other_epochs_seeds_and_ranks_draw_other_numbers(tmp_path):
+    first = train(toy.runner_config(tmp_path / "a", **{"randomness.seed": 0}))[1].inputs
+    again = train(toy.runner_config(tmp_path / "b", **{"randomness.seed": 0}))[1].inputs
+    other = train(toy.runner_config(tmp_path / "c", **{"randomness.seed": 1}))[1].inputs
+    assert first == again
+    assert not {v for _, v in first} & {v for _, v in other}
+
+
+# --- the teacher's identity
+# ------------------------------------------------------------------------
+
+
+def test_resuming_with_another_teacher_is_refused(tmp_path):
+    run = tmp_path / "run"
+    teachers = [str(toy.teacher_file(tmp_path, seed=seed)) for seed in (1, 2)]
+    settings = {"train_cfg.max_epochs": 1}
+    train(toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[0]), **settings))
+    checkpoint = load_checkpoint(torch.nn.Identity(), str(run / "epoch_1.pth"))
+    assert not [key for key in checkpoint["state_dict"] if key.startswith("teacher.")]
+    assert len(checkpoint["meta"]["teacher_sha256"]) == 64
+
+    other = toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[1]), resume=True)
+    fails(other, "teacher_ckpt.*began with.*but got another")
+    same = toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[0]), resume=True)
+    assert train(same)[1].count == 3
+
+
+def test_digest_depends_on_values_and_names():
+    network = torch.nn.Linear(2, 2)
+    first = weights_digest(network)
+    assert first == weights_digest(network)
+    assert first != weights_digest(torch.nn.Sequential(network))
+    with torch.no_grad():
+        network.bias[0] += 1
+    assert first != weights_digest(network)

@@ -1,0 +1,379 @@
+"""What the tools share, function by function, and the preflight's look at the batch size."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+
+import pytest
+import torch
+import toy
+from mmengine.config import Config, ConfigDict
+from mmengine.hooks import Hook
+from mmengine.optim import AmpOptimWrapper
+
+from mskd_plugin import launch
+from mskd_plugin.errors import SettingError
+from mskd_plugin.optim import BFloat16OptimWrapper
+
+DEMO = str(toy.ROOT / "configs" / "demo" / "mskd_resnet20_resnet8_digits.py")
+
+
+def parse(*argv):
+    parser = argparse.ArgumentParser()
+    launch.add_common_options(parser)
+    return parser.parse_args(list(argv))
+
+
+def load(*argv, config=DEMO):
+    return launch.load_config(parse(str(config), *argv))
+
+
+# --- reading the config --------------------------------------------------------------------------
+
+
+def test_a_config_that_is_missing_or_none(tmp_path):
+    with pytest.raises(SettingError, match=r"`config` to be a config file, but got 'no/such\.py'"):
+        load(config="no/such.py")
+    (tmp_path / "epoch_1.pth").touch()
+    with pytest.raises(SettingError, match=r"`config` to be a file in \.py, .*epoch_1\.pth"):
+        load(config=tmp_path / "epoch_1.pth")
+
+
+def test_options_of_every_type_reach_the_config():
+    cfg = load(
+        *["--cfg-options", "train_cfg.max_epochs=3", "optim_wrapper.optimizer.lr=1e-3"],
+        *["train_dataloader.sampler.shuffle=False", "val_evaluator.topk=(1,5)", "load_from=None"],
+        *["custom_hooks=[]", "train_dataloader.dataset.pipeline.0.padding=2"],
+        *["--cfg-options", "visualizer.vis_backends=[]", "log_level=ERROR"],
+        *["model.distiller.distill_losses.loss_mskd_stage3.loss_weight=0.5"],
+        "env_cfg.dist_cfg.new=a=b",
+    )
+    assert cfg.train_cfg == dict(by_epoch=True, max_epochs=3, val_interval=2)
+    assert cfg.optim_wrapper.optimizer.lr == 0.001
+    assert cfg.optim_wrapper.optimizer.momentum == 0.9
+    assert cfg.train_dataloader.sampler == dict(type="DefaultSampler", shuffle=False)
+    assert cfg.val_evaluator.topk == (1, 5)
+    assert cfg.load_from is None
+    assert cfg.custom_hooks == [] and cfg.visualizer.vis_backends == []
+    assert cfg.train_dataloader.dataset.pipeline[0].padding == 2
+    assert cfg.log_level == "ERROR"
+    assert cfg.model.distiller.distill_losses.loss_mskd_stage3.loss_weight == 0.5
+    assert cfg.env_cfg.dist_cfg.new == "a=b"
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        (
+            "train_dataloadr.batch_size=8",
+            r"`--cfg-options` to be keys of .*digits\.py or of MMEngine.s runner, but got "
+            r"'train_dataloadr.batch_size'\. "
+            r"Did you mean 'train_dataloader'\?",
+        ),
+        ("zzz=1", r"but got 'zzz'\.$"),
+        ("log_level.x.y=1", "`--cfg-options` to be settings of .* but got .*log_level|str"),
+        ("custom_hooks.7=1", "`--cfg-options` to be settings of .*[Ii]ndex 7|custom_hooks"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(option, message):
+    with pytest.raises(SettingError, match=message):
+        load("--cfg-options", option)
+
+
+@pytest.mark.parametrize("option", ["log_level", "=3", "custom_hooks=[1", "env_cfg.x=(1,2"])
+def test_options_that_are_no_pairs_are_refused(option, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        load("--cfg-options", "log_level=INFO", option)
+    assert stopped.value.code == 2
+    assert f"--cfg-options: expected KEY=VALUE, but got {option!r}" in capsys.readouterr().err
+
+
+def test_work_dir_and_launcher(tmp_path):
+    cfg = load()
+    assert cfg.work_dir == "work_dirs/mskd_resnet20_resnet8_digits"
+    assert cfg.launcher == "none"
+    own = tmp_path / "own.py"
+    own.write_text("model = {}\nwork_dir = 'from/config'\nlauncher = 'pytorch'\n")
+    assert load(config=own).work_dir == "from/config"
+    assert load(config=own).launcher == "none"
+    assert load("--work-dir", "given", "--launcher", "slurm", config=own).work_dir == "given"
+    assert load("--launcher", "slurm", "--local-rank", "1", config=own).launcher == "slurm"
+    assert load("--cfg-options", "work_dir=option", config=own).work_dir == "option"
+
+
+def test_a_method_for_the_config_of_a_pair():
+    pair = toy.ROOT / "configs" / "_base_" / "pairs" / "resnet20_resnet8_digits.py"
+    with pytest.raises(SettingError, match=r"`--method` to be given with .*_digits\.py"):
+        load(config=pair)
+    cfg = load("--method", "mskd", config=pair)
+    assert cfg.work_dir == "work_dirs/mskd_resnet20_resnet8_digits"
+    assert cfg.model == load().model  # the leaf config says the same
+    assert load("--method", "student", config=pair).model.backbone.depth == 8
+    with pytest.raises(SettingError, match=r"`--method` to be .* 'msk'\. Did you mean 'mskd'\?"):
+        load("--method", "msk", config=pair)
+
+
+# --- the student, the teacher, resuming
+# ------------------------------------------------------------
+
+
+def test_the_student_takes_the_algorithms_place():
+    cfg = load()
+    preprocessor, student = cfg.model.data_preprocessor, cfg.model.architecture
+    launch.keep_student_only(cfg)
+    assert cfg.model == {**student, "data_preprocessor": preprocessor}
+    assert cfg.model.type == "ImageClassifier" and cfg.model.backbone.depth == 8
+    before = cfg.copy()
+    launch.keep_student_only(cfg)  # nothing to take out any more
+    assert cfg.model == before.model
+
+
+def test_the_students_own_preprocessor_goes_first():
+    model = toy.algorithm()
+    model["architecture"]["data_preprocessor"] = dict(mean=[1.0] * 3)
+    cfg = Config(dict(model=model))
+    launch.keep_student_only(cfg)
+    assert cfg.model.data_preprocessor == dict(mean=[1.0] * 3)
+
+
+def test_the_runners_preprocessor_is_not_kept_from_the_student():
+    cfg = Config(dict(model=toy.algorithm(data_preprocessor=None), data_preprocessor=dict(a=1)))
+    launch.keep_student_only(cfg)
+    assert "data_preprocessor" not in cfg.model  # a key with None would hide the config's own
+
+
+def test_a_student_named_by_another_packages_config():
+    path = "mmpretrain::resnet/resnet18_8xb16_cifar10.py"
+    cfg = Config(dict(model=dict(toy.algorithm(), architecture=dict(cfg_path=path))))
+    launch.keep_student_only(cfg)
+    assert (cfg.model.backbone.type, cfg.model.backbone.depth) == ("ResNet_CIFAR", 18)
+    assert cfg.model.data_preprocessor.mean == [80.0] * 3
+
+
+def test_the_teachers_weights(tmp_path, monkeypatch):
+    cfg = load()
+    with pytest.raises(SettingError, match=r"`--teacher` to be a file, a URL or .*'none\.pth'"):
+        launch.set_teacher(cfg, "none.pth")
+    with pytest.raises(SettingError, match="`--teacher`.*which is not there"):
+        launch.set_teacher(cfg, str(tmp_path))  # a folder
+    assert cfg.model.teacher_ckpt is None
+    for source in ("torchvision://resnet34", "https://example.org/teacher.pth"):
+        launch.set_teacher(cfg, source)
+        assert cfg.model.teacher_ckpt == source
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "t.pth").touch()
+    for source in (str(tmp_path / "t.pth"), "~/t.pth"):
+        launch.set_teacher(cfg, source)
+        assert cfg.model.teacher_ckpt == source
+    alone = load(config=toy.ROOT / "configs" / "demo" / "student_resnet8_digits.py")
+    with pytest.raises(SettingError, match="`--teacher` to be no value for a config without a tea"):
+        launch.set_teacher(alone, str(tmp_path / "t.pth"))
+    assert "teacher_ckpt" not in alone.model
+
+
+def test_resuming(tmp_path):
+    cfg = load()
+    with pytest.raises(SettingError, match=r"`--resume` to be a checkpoint, .*epoch_9\.pth"):
+        launch.set_resume(cfg, str(tmp_path / "epoch_9.pth"))
+    cfg = load()
+    launch.set_resume(cfg, "auto")
+    assert (cfg.resume, cfg.load_from) == (True, None)
+    (tmp_path / "epoch_9.pth").touch()
+    launch.set_resume(cfg, str(tmp_path / "epoch_9.pth"))
+    assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / "epoch_9.pth"))
+
+
+def test_a_used_work_dir(tmp_path):
+    cfg = load("--work-dir", str(tmp_path))
+    launch.check_work_dir(cfg)
+    (tmp_path / "20260101_000000").mkdir()  # logs alone
+    launch.check_work_dir(cfg)
+    (tmp_path / "last_checkpoint").touch()
+    with pytest.raises(SettingError, match="`--work-dir` .* --resume to continue, .*overwritten"):
+        launch.check_work_dir(cfg)
+    cfg.resume = True
+    launch.check_work_dir(cfg)
+
+
+# --- mixed precision
+# -------------------------------------------------------------------------------
+
+
+class Watch(Hook):
+    """Note the student's feature type, the losses, and the learning rate of each step."""
+
+    def __init__(self):
+        self.types, self.losses, self.rates = set(), [], []
+
+    def before_train(self, runner):
+        runner.model.student.backbone.layer3.register_forward_hook(self.note)
+
+    def note(self, module, inputs, output):
+        if module.training:  # not the validation
+            self.types.add(output.dtype)
+
+    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        self.losses.append(outputs["loss"].item())
+        self.rates.append(runner.optim_wrapper.get_lr()["lr"][0])
+
+
+def run(cfg):
+    runner = launch.build_runner(cfg)
+    watch = Watch()
+    runner.register_hook(watch)
+    runner.train()
+    return runner, watch
+
+
+def test_mixed_precision_computes_in_bfloat16_on_a_cpu(tmp_path):
+    results = {}
+    for mixed in (False, True):
+        cfg = toy.runner_config(tmp_path / str(mixed))
+        if mixed:
+            launch.use_mixed_precision(cfg)
+        runner, watch = results[mixed] = run(cfg)
+        assert all(math.isfinite(loss) for loss in watch.losses) and len(watch.losses) == 6
+        assert {p.dtype for p in runner.model.parameters()} == {torch.float32}
+        state = runner.optim_wrapper.optimizer.state.values()
+        assert {part["momentum_buffer"].dtype for part in state} == {torch.float32}
+    assert isinstance(results[True][0].optim_wrapper, BFloat16OptimWrapper)
+    assert results[False][1].types == {torch.float32}
+    assert results[True][1].types == {torch.bfloat16}
+    # Half precision, so nearly the same first loss, but not the same.
+    full, half = results[False][1].losses[0], results[True][1].losses[0]
+    assert half == pytest.approx(full, rel=0.02) and half != full
+
+
+@pytest.mark.parametrize(
+    "capability, hip, kind",
+    [
+        ((9, 0), None, "BFloat16"),
+        ((8, 0), None, "BFloat16"),
+        ((7, 5), None, "Amp"),
+        ((7, 5), "6.0", "BFloat16"),
+    ],
+)
+def test_float16_with_loss_scaling_on_gpus_without_bfloat16(monkeypatch, capability, hip, kind):
+    has_bf16 = kind == "BFloat16"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setattr(torch.version, "hip", hip)
+    cfg = load("--cfg-options", "optim_wrapper.clip_grad.max_norm=5")
+    launch.use_mixed_precision(cfg)
+    assert cfg.optim_wrapper.type == f"{kind}OptimWrapper"
+    assert cfg.optim_wrapper.get("loss_scale") == (None if has_bf16 else "dynamic")
+    assert cfg.optim_wrapper.clip_grad == dict(max_norm=5)
+    if not has_bf16:  # mmengine's wrapper takes these settings
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+        settings = {**cfg.optim_wrapper, "optimizer": optimizer}
+        assert settings.pop("type") == "AmpOptimWrapper"
+        monkeypatch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.GradScaler", Scaler)
+        assert isinstance(AmpOptimWrapper(**settings).loss_scaler, Scaler)
+
+
+class Scaler:
+    """Stands in for the GPU's gradient scaler."""
+
+
+@pytest.mark.parametrize("kind", ["AmpOptimWrapper", "BFloat16OptimWrapper"])
+def test_a_config_that_is_in_mixed_precision_stays_as_it_is(kind):
+    cfg = load("--cfg-options", f"optim_wrapper.type={kind}", "optim_wrapper.loss_scale=512")
+    before = ConfigDict(cfg.optim_wrapper)
+    launch.use_mixed_precision(cfg)
+    assert cfg.optim_wrapper == before
+
+
+def test_other_optimizer_wrappers_are_refused():
+    cfg = load("--cfg-options", "optim_wrapper.type=ApexOptimWrapper")
+    with pytest.raises(SettingError, match=r"optim_wrapper\.type.*'OptimWrapper' with --amp.*Apex"):
+        launch.use_mixed_precision(cfg)
+
+
+# --- the runner
+# ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "key, value, named",
+    [
+        ("model.architecture.backbone.type", "CIFARResNeXt", "CIFARResNeXt"),
+        ("model.architecture.backbone.dept", 8, "dept"),
+        ("model.distiller.distill_losses.loss_mskd_stage3.temprature", 1, "temprature"),
+        ("train_dataloader.batch_sise", 8, "batch_sise"),
+        ("train_dataloader.dataset.splt", "train", "splt"),
+        ("train_cfg.max_epoch", 3, "max_epoch"),
+        ("optim_wrapper.optimizer.learning_rate", 0.1, "learning_rate"),
+        ("val_evaluator.top", 1, "top"),
+        ("default_hooks.checkpoint.type", "CheckpointHok", "CheckpointHok"),
+    ],
+)
+def test_a_type_or_setting_that_does_not_exist_is_named(tmp_path, key, value, named):
+    cfg = toy.runner_config(tmp_path, **{key: value})
+    with pytest.raises(SettingError, match=rf"`the config` to be types that are .*\b{named}\b"):
+        launch.build_runner(cfg)
+
+
+def test_an_optimizer_that_does_not_exist_is_named(tmp_path):
+    cfg = toy.runner_config(tmp_path, **{"optim_wrapper.optimizer.type": "SDG"})
+    with pytest.raises(
+        SettingError, match=r"optim_wrapper\.optimizer\.type.* 'SDG'\. Did you mean 'SGD'\?"
+    ):
+        launch.build_runner(cfg)
+
+
+def test_a_runner_type_of_ones_own(tmp_path):
+    cfg = toy.runner_config(tmp_path)
+    cfg.runner_type = "Runner"
+    assert launch.build_runner(cfg).max_epochs == 2
+
+
+def test_scaling_the_learning_rate(tmp_path):
+    cfg = toy.runner_config(tmp_path / "scaled", **{"train_cfg.max_epochs": 1})
+    rate = cfg.optim_wrapper.optimizer.lr
+    launch.scale_learning_rate(cfg)
+    assert set(run(cfg)[1].rates) == {rate * 8 / 64}
+    plain = toy.runner_config(tmp_path / "plain", **{"train_cfg.max_epochs": 1})
+    assert set(run(plain)[1].rates) == {rate}
+    plain.pop("auto_scale_lr")
+    with pytest.raises(SettingError, match=r"auto_scale_lr\.base_batch_size.*--auto-scale-lr"):
+        launch.scale_learning_rate(plain)
+
+
+@pytest.mark.parametrize(
+    "settings, told",
+    [
+        ({}, ("8 images", "base_batch_size=64", "--auto-scale-lr")),
+        ({"optim_wrapper.accumulative_counts": 4}, ("32 images", "base_batch_size=64")),
+        ({"optim_wrapper.accumulative_counts": 8}, ()),
+        ({"auto_scale_lr.base_batch_size": 8}, ()),
+        ({"auto_scale_lr.enable": True}, ()),
+        ({"auto_scale_lr": None}, ()),
+    ],
+    ids=str,
+)
+def test_preflight_warns_of_a_learning_rate_for_another_batch_size(tmp_path, settings, told):
+    runner = launch.build_runner(toy.runner_config(tmp_path, **settings))
+    records = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append
+    runner.logger.addHandler(handler)
+    next(hook for hook in runner.hooks if type(hook).__name__ == "PreflightHook").before_train(
+        runner
+    )
+    messages = [m for m in map(logging.LogRecord.getMessage, records) if "learning rate" in m]
+    assert len(messages) == bool(told)
+    assert all(part in messages[0] for part in told)
+
+
+@pytest.mark.parametrize("stage", ["train", "val"])
+def test_data_that_do_not_fit_their_type_are_named(tmp_path, stage):
+    (tmp_path / "images" / stage / "cat").mkdir(parents=True)
+    cfg = toy.runner_config(tmp_path / "run")
+    cfg[f"{stage}_dataloader"].dataset = dict(
+        type="ImageNet", data_root=str(tmp_path / "images"), split=stage, pipeline=[]
+    )
+    expected = rf"{stage}_dataloader.dataset.*\(1\) doesn't match .*\(1000\)"
+    with pytest.raises(SettingError, match=expected):
+        launch.build_runner(cfg)

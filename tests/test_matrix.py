@@ -1,0 +1,127 @@
+"""Every pair with every method: built, or refused when the config is made."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.launch import load_config, use_method
+from mskd_plugin.recipes import METHODS
+
+ROOT = Path(__file__).resolve().parent.parent
+#: That of timm's networks is in test_timm_networks.py, since timm need not be installed.
+PAIRS = sorted((ROOT / "configs" / "_base_" / "pairs").glob("[!t]*.py"))
+#: FSP multiplies maps of neighbouring stages, so both networks need the same channels.
+WITHOUT_FSP = {
+    "resnet32x4_shufflev1_cifar100",
+    "resnet32x4_shufflev2_cifar100",
+    "resnet50_mobilenet-v1_imagenet",
+    "resnet50_mobilenetv2_cifar100",
+    "resnet50_vgg8_cifar100",
+    "vgg13_mobilenetv2_cifar100",
+    "wrn-40-2_shufflev1_cifar100",
+    "wrn-40-2_wrn-40-1_cifar100",
+}
+#: Methods that compare maps, or maps before the ReLU, or classify regions of a map.
+OF_MAPS = {"ab", "at", "fitnet", "fsp", "ft", "nst", "ofd", "reviewkd", "sp", "vid"}
+OF_MAPS |= {"sdd_dkd", "sdd_kd", "sdd_nkd"}
+#: Methods that read the images' classes, which mixed images have not.
+OF_CLASSES = {"crd", "dkd", "nkd", "wsld"}
+#: Heterogeneous pairs, and what they cannot do. OFA is for convolutional students.
+REFUSED = {
+    f"{pair}_{data}": refused
+    for data in ("cifar100", "imagenet")
+    for pair, refused in {
+        "convnext-t_deit-t": OF_MAPS | OF_CLASSES | {"ofa"},
+        "mixer-b16_resnet18": OF_MAPS,
+        "resnet50_deit-t": OF_MAPS | OF_CLASSES | {"ofa"},
+        "swin-t_resnet18": OF_MAPS,
+    }.items()
+}
+
+
+def pair_config(file: Path) -> Config:
+    cfg = Config.fromfile(file)
+    init_default_scope(cfg.default_scope)
+    cfg.pair.teacher_ckpt = None
+    # CRD's two memories of ImageNet's images would take gigabytes.
+    cfg.pair.settings = cfg.pair.get("settings", {})
+    cfg.pair.settings.crd = {**cfg.pair.settings.get("crd", {}), "num_images": 100}
+    return cfg
+
+
+@pytest.mark.parametrize("file", PAIRS, ids=lambda file: file.stem)
+def test_every_method_builds_for_the_pair(file):
+    base = pair_config(file)
+    # Backbones of mmpretrain compute with tensors while it is built, which the meta device cannot.
+    on_cpu = "imagenet" in file.stem or "ResNet50" in base.pair.values() or file.stem in REFUSED
+    refused = set()
+    for name in METHODS:
+        cfg = base.copy()
+        try:
+            use_method(cfg, name)
+        except SettingError as error:
+            assert base.pair.student in str(error) and base.pair.teacher in str(error)
+            refused.add(name)
+            continue
+        with torch.device("cpu" if on_cpu else "meta"):
+            model = MODELS.build(cfg.model)
+        losses = set(model.distiller.distill_losses)
+        assert losses and losses == set(model.distiller.loss_forward_mappings)
+        assert not any(p.requires_grad for p in model.teacher.parameters())
+        in_two_phases = type(model).__name__ == "TwoPhaseDistill"
+        assert in_two_phases == (name in ("ab", "fsp", "ft"))
+    expected = {"fsp"} if file.stem in WITHOUT_FSP else REFUSED.get(file.stem, set())
+    assert refused == expected
+
+
+def test_two_phases_change_the_schedule():
+    cfg = pair_config(next(f for f in PAIRS if f.stem == "resnet32x4_resnet8x4_cifar100"))
+    use_method(cfg, "ft")
+    assert cfg.train_cfg.max_epochs == 270
+    assert cfg.find_unused_parameters
+    assert cfg.param_scheduler[-1].begin == 30
+
+
+def test_methods_join():
+    cfg = pair_config(next(f for f in PAIRS if f.stem == "resnet32x4_resnet8x4_cifar100"))
+    use_method(cfg, "mskd+dkd")
+    assert {"loss_dkd"} < set(cfg.model.distiller.distill_losses)
+    assert cfg.model.architecture.head.loss.loss_weight == 1
+
+
+def test_the_method_names_the_work_dir(tmp_path):
+    import argparse
+
+    options = dict(cfg_options={}, launcher="none", work_dir=None)
+    file = next(f for f in PAIRS if f.stem == "resnet20_resnet8_digits")
+    cfg = load_config(argparse.Namespace(config=str(file), method="mskd+kd", **options))
+    assert cfg.work_dir == "work_dirs/mskd+kd_resnet20_resnet8_digits"
+    with pytest.raises(SettingError, match="--method.*a pair alone"):
+        load_config(argparse.Namespace(config=str(file), method=None, **options))
+    with pytest.raises(SettingError, match="--method.*Did you mean 'mskd'"):
+        use_method(pair_config(file), "mkd")
+    with pytest.raises(SettingError, match="states a pair"):
+        use_method(Config(dict(model=dict())), "mskd")
+    for alone in ("student", "teacher"):
+        use_method(cfg, alone)
+        assert cfg.model.backbone.depth == (8 if alone == "student" else 20)
+
+
+def test_the_list_shows_what_works(capsys):
+    spec = importlib.util.spec_from_file_location("list_configs", ROOT / "tools/list_configs.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    tool.main(["--pair", "wrn-40-2_wrn"])
+    printed = capsys.readouterr().out
+    assert "| mskd | x | x |" in printed
+    assert "| fsp | x | a |" in printed
+    assert "a: Expected `pair` to be of networks with equal channels" in printed
+    with pytest.raises(SettingError, match="--pair.*'nothing'"):
+        tool.main(["--pair", "nothing"])

@@ -1,0 +1,69 @@
+"""What pip is told agrees with what the host checks, and with the pinned versions."""
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+import setuptools
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import mskd_plugin
+from mskd_plugin import host
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def setup():
+    """The arguments that setup.py gives to setuptools."""
+    given = {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        patch.setattr(setuptools, "setup", given.update)
+        runpy.run_path("setup.py")
+    return given
+
+
+@pytest.fixture(scope="module")
+def requirements(setup):
+    return {r.name: r for r in map(Requirement, setup["install_requires"])}
+
+
+def test_version_and_packages(setup):
+    assert setup["version"] == mskd_plugin.__version__
+    packages = {f.parent.relative_to(ROOT) for f in ROOT.glob("mskd_plugin/**/__init__.py")}
+    assert set(setup["packages"]) == {".".join(path.parts) for path in packages}
+
+
+def test_pip_installs_no_mmcv_unasked(setup, requirements):
+    assert not any(name.startswith("mmcv") for name in requirements)
+    assert setup["extras_require"]["mmcv-lite"] == ["mmcv-lite==2.1.0"]
+
+
+def test_pip_and_the_host_ask_for_the_same_versions(requirements):
+    for module, versions in host.NEEDED.items():
+        if module == "mmcv":
+            continue
+        name = "setuptools" if module == "pkg_resources" else module
+        expected = Requirement(host._pip_requirement(module, versions, {}))
+        assert requirements[name].specifier == expected.specifier, name
+
+
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+def test_pins_suit_the_requirements(setup, requirements, python):
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if not line or line.startswith("#"):
+            continue
+        pin = Requirement(line)
+        if pin.marker is None or pin.marker.evaluate({"python_version": python}):
+            assert re.fullmatch(r"==[^*]+", str(pin.specifier)), line
+            assert pin.name not in pins, f"{pin.name} is pinned twice for Python {python}"
+            pins[pin.name] = Version(str(pin.specifier)[2:])
+    wanted = [*requirements.values()]
+    wanted += [Requirement(r) for extra in setup["extras_require"].values() for r in extra]
+    for requirement in wanted:
+        assert requirement.specifier.contains(pins[requirement.name]), requirement
+    assert host._suits(str(pins["mmcv-lite"]), host.NEEDED["mmcv"])

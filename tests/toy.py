@@ -1,0 +1,163 @@
+"""Small models and data for tests: seconds, not minutes."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import importlib.util
+import itertools
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from mmengine.config import Config
+from mmengine.model import BaseModel
+from mmpretrain.structures import DataSample
+from mmrazor.registry import MODELS
+
+ROOT = Path(__file__).resolve().parent.parent
+_counter = itertools.count()
+WIDTHS = {"student": (4, 4, 6, 8), "teacher": (4, 4, 8, 12)}
+CLASSES = 10
+PREPROCESSOR = dict(type="mmpretrain.ClsDataPreprocessor", mean=[80.0] * 3, std=[80.0] * 3)
+
+
+def classifier(role: str, num_classes: int = CLASSES, **backbone: Any) -> dict[str, Any]:
+    """Return the config of a tiny ResNet8 for ``role``."""
+    return dict(
+        _scope_="mmpretrain",
+        type="ImageClassifier",
+        backbone=dict(type="CIFARResNet", depth=8, widths=WIDTHS[role], **backbone),
+        neck=dict(type="GlobalAveragePooling"),
+        head=dict(
+            type="LinearClsHead",
+            num_classes=num_classes,
+            in_channels=WIDTHS[role][-1],
+            loss=dict(type="CrossEntropyLoss"),
+        ),
+    )
+
+
+def distiller(**loss: Any) -> dict[str, Any]:
+    """Return MMRazor's ``ConfigurableDistiller`` with MSKD at the last stage."""
+    classes = {}
+    if loss:
+        classes = dict(
+            labels=dict(recorder="labels", from_student=True, data_idx=1),
+            classifier_weight=dict(recorder="classifier_weight", from_student=False),
+            classifier_bias=dict(recorder="classifier_bias", from_student=False),
+        )
+    return dict(
+        type="ConfigurableDistiller",
+        student_recorders=dict(
+            stage3=dict(type="ModuleOutputs", source="backbone.layer3"),
+            labels=dict(type="ModuleInputs", source="head.loss_module"),
+        ),
+        teacher_recorders=dict(
+            stage3=dict(type="ModuleOutputs", source="backbone.layer3"),
+            classifier_weight=dict(type="Parameter", source="head.fc.weight"),
+            classifier_bias=dict(type="Parameter", source="head.fc.bias"),
+        ),
+        connectors=dict(
+            stage3_student=dict(
+                type="MultiScaleDecouplingConnector",
+                projector="linear",
+                in_channels=WIDTHS["student"][-1],
+                out_channels=WIDTHS["teacher"][-1],
+            ),
+            stage3_teacher=dict(type="MultiScaleDecouplingConnector"),
+        ),
+        distill_losses=dict(
+            loss_mskd_stage3=dict(type="MultiScaleContrastiveLoss", **loss),
+        ),
+        loss_forward_mappings=dict(
+            loss_mskd_stage3=dict(
+                student_regions=dict(
+                    recorder="stage3", from_student=True, connector="stage3_student"
+                ),
+                teacher_regions=dict(
+                    recorder="stage3", from_student=False, connector="stage3_teacher"
+                ),
+                **classes,
+            )
+        ),
+    )
+
+
+def algorithm(kind: str = "FrozenTeacherDistill", **settings: Any) -> dict[str, Any]:
+    """Return the config of a tiny distillation."""
+    return copy.deepcopy(
+        dict(
+            dict(
+                _scope_="mmrazor",
+                type=kind,
+                data_preprocessor=PREPROCESSOR,
+                architecture=classifier("student"),
+                teacher=classifier("teacher"),
+                distiller=distiller(),
+            ),
+            **settings,
+        )
+    )
+
+
+def build(seed: int = 0, **settings: Any) -> BaseModel:
+    """Build a tiny distillation, its weights drawn from ``seed``."""
+    torch.manual_seed(seed)
+    model = MODELS.build(algorithm(**settings))
+    model.init_weights()
+    return model
+
+
+def batch(size: int = 4, side: int = 32, seed: int = 0) -> dict[str, Any]:
+    """Return normalised images and labels."""
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 3, side, side, generator=generator)
+    samples = [DataSample().set_gt_label(i % CLASSES) for i in range(size)]
+    return dict(inputs=images, data_samples=samples)
+
+
+def runner_config(work_dir: Any, model: dict | None = None, **settings: Any) -> Config:
+    """Return the demo's config with a tiny model, 24 training and 20 test images, and two epochs of
+    three steps."""
+    cfg = Config.fromfile(ROOT / "configs" / "demo" / "mskd_resnet20_resnet8_digits.py")
+    cfg.model = model or algorithm(teacher_ckpt=str(teacher_file(work_dir)))
+    cfg.work_dir = str(work_dir)
+    cfg.experiment_name = f"toy_{next(_counter)}"
+    cfg.launcher = "none"
+    cfg.param_scheduler = dict(type="MultiStepLR", by_epoch=True, milestones=[1], gamma=0.1)
+    cfg.merge_from_dict(
+        {
+            "train_dataloader.batch_size": 8,
+            "train_dataloader.dataset.indices": 24,
+            "val_dataloader.dataset.indices": 20,
+            "train_cfg.max_epochs": 2,
+            "train_cfg.val_interval": 1,
+            "default_hooks.checkpoint.interval": 1,
+            "visualizer.vis_backends": [dict(type="LocalVisBackend")],
+            **settings,
+        }
+    )
+    return cfg
+
+
+@functools.cache
+def tool(name: str) -> ModuleType:
+    """Import ``tools/<name>.py``, which is a script and no module of a package."""
+    spec = importlib.util.spec_from_file_location(f"tool_{name}", ROOT / "tools" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    spec.loader.exec_module(module)
+    return module
+
+
+def teacher_file(folder: Any, seed: int = 7, **settings: Any) -> Path:
+    """Write the weights of a teacher drawn from ``seed`` and return the file."""
+    torch.manual_seed(seed)
+    path = Path(folder) / f"teacher_{seed}.pth"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    teacher = MODELS.build(classifier("teacher", **settings))
+    torch.save({"state_dict": teacher.state_dict()}, path)
+    return path
