@@ -68,6 +68,7 @@ def prepare_host() -> None:
     keep_unequal_classes()
     allow_checkpoint_classes()
     run_distributed_on_cpu()
+    write_test_scores_once()
 
 
 def check_requirements() -> None:
@@ -377,6 +378,18 @@ def run_distributed_on_cpu() -> None:
 
     utils._init_dist_pytorch = init_dist_pytorch
     MMDistributedDataParallel.__init__ = init
+
+
+def write_test_scores_once() -> None:
+    """Let the main process alone write the scores of a test.
+
+    mmengine's ``LoggerHook`` (0.10.7 too) writes them in every process to the same file; where two
+    write at once, the file may end with a piece of the longer text.
+    """
+    from mmengine.dist import master_only
+    from mmengine.hooks import logger_hook
+
+    logger_hook.dump = master_only(logger_hook.dump)
 
 
 def _on_cpu() -> bool:

@@ -2,6 +2,7 @@
 CPUs."""
 
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.hooks import LoggerHook
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.registry import METRICS, PARAM_SCHEDULERS
@@ -343,3 +345,20 @@ def test_every_schedule_resumes_with_the_check_on(tmp_path, kind, anneal):
     optimizer.load_state_dict(states[0])
     scheduler.load_state_dict(states[1])
     assert list(rates(optimizer, scheduler, 3)) == expected
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_writes_the_scores_of_a_test(tmp_path, monkeypatch, rank):
+    # Two that write at once may leave a piece of the longer text behind the shorter one.
+    monkeypatch.setattr("mmengine.dist.utils.get_rank", lambda group=None: rank)
+    processor = types.SimpleNamespace(
+        get_log_after_epoch=lambda *args, **kwargs: ({"accuracy": 16.0}, "")
+    )
+    runner = types.SimpleNamespace(
+        log_processor=processor, log_dir=tmp_path, test_dataloader=[], logger=logging.getLogger()
+    )
+    hook = LoggerHook()
+    hook.json_log_path = "scores.json"
+    hook.after_test_epoch(runner)
+    written = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
+    assert written == ({} if rank else {"scores.json": {"accuracy": 16.0}})
