@@ -20,14 +20,19 @@ from mskd_plugin.errors import SettingError
 def check_labels(labels: Tensor, size: int) -> None:
     """Check that ``labels`` are the class indices of a batch of ``size`` images.
 
+    Args:
+        labels: What stands for the classes; right is (N,), int64.
+        size: N.
+
     Raises:
-        SettingError: If they are anything else, mixed labels for one.
+        SettingError: If they are anything else, the scores (N, M) of mixed images for one.
     """
-    if labels.shape != (size,) or labels.is_floating_point():
+    if labels.shape != (size,) or labels.dtype != torch.int64:
         raise SettingError(
             "labels",
-            f"class indices of shape ({size},), one per image",
+            f"class indices of shape ({size},), one per image, in torch.int64",
             f"{labels.dtype} of shape {tuple(labels.shape)}",
+            "Images mixed by batch augmentations (mixup, cutmix) have no class.",
         )
 
 

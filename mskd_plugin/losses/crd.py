@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.functional.categorization import check_labels
 from mskd_plugin.functional.distributed import gather_batch, world_size
 from mskd_plugin.functional.negatives import draw_negatives
 from mskd_plugin.losses.feature_loss import (
@@ -249,16 +250,13 @@ class MemoryCRDLoss(nn.Module):
                     f"of shape (N, `embedding_channels`) = {(size, channels)}",
                     f"shape {tuple(embedding.shape)}",
                 )
-        for name, numbers in (("labels", labels), ("sample_idx", sample_idx)):
-            if numbers.shape != (size,) or numbers.dtype != torch.int64:
-                raise SettingError(
-                    name,
-                    f"{size} whole numbers, one an image",
-                    f"{numbers.dtype} of shape {tuple(numbers.shape)}",
-                    "Images mixed by batch augmentations have no class."
-                    if name == "labels"
-                    else "",
-                )
+        check_labels(labels, size)
+        if sample_idx.shape != (size,) or sample_idx.dtype != torch.int64:
+            raise SettingError(
+                "sample_idx",
+                f"{size} whole numbers, one an image",
+                f"{sample_idx.dtype} of shape {tuple(sample_idx.shape)}",
+            )
         if size and not (0 <= int(sample_idx.min()) and int(sample_idx.max()) < images):
             raise SettingError(
                 "num_images",
