@@ -10,9 +10,11 @@ import torch.nn.functional as F
 from oracles import contrastive_terms as naive_terms
 from oracles import info_nce as naive_info_nce
 from tolerances import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.functional import multi_scale_contrastive_terms
+from mskd_plugin.functional import contrastive, multi_scale_contrastive_terms
 
 COUNTS = (1, 4, 9)
 SETTINGS = {
@@ -389,3 +391,58 @@ def test_a_bare_map_or_nothing_in_place_of_regions():
 def test_settings_that_do_not_fit(settings, message):
     with pytest.raises(SettingError, match=message):
         multi_scale_contrastive_terms(*pair(), **settings)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Note the size of the largest tensor that any operation gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.untyped_storage().size() // 8)
+        return result
+
+
+def terms_and_gradients(settings):
+    student, teacher = pair()
+    leaves = [scale.requires_grad_() for scale in student]
+    with LargestTensor() as largest:
+        terms = multi_scale_contrastive_terms(leaves, teacher, **settings)
+        sum(terms).backward()
+    return [*terms, *(leaf.grad for leaf in leaves)], largest.numbers
+
+
+@pytest.mark.parametrize("limit", [1, 7, 23, 60])
+@pytest.mark.parametrize(
+    "names", [(), ("symmetric",), ("excluded_labels", "center"), tuple(SETTINGS)]
+)
+def test_streaming_changes_neither_value_nor_gradient(monkeypatch, names, limit):
+    whole, _ = terms_and_gradients(settings_of(names))
+    monkeypatch.setattr(contrastive, "MAX_SIMILARITIES", limit)
+    streamed, _ = terms_and_gradients(settings_of(names))
+    for got, expected in zip(streamed, whole, strict=True):
+        assert_close(got, expected, torch.float64)
+
+
+def test_no_tensor_is_larger_than_the_similarities_and_large_cases_stream(monkeypatch):
+    # N = 64 images, 14 regions of width 6: 64 * 64 * 14 similarities; every region against every
+    # region of the batch would be 14 times as many.
+    counts, size = (1, 4, 9), 64
+    similarities = size * size * sum(counts)
+
+    def largest(limit):
+        monkeypatch.setattr(contrastive, "MAX_SIMILARITIES", limit)
+        student, teacher = pair(counts=counts, size=size)
+        leaves = [scale.requires_grad_() for scale in student]
+        with LargestTensor() as seen:
+            sum(multi_scale_contrastive_terms(leaves, teacher)).backward()
+        return seen.numbers
+
+    assert largest(2**24) == similarities
+    regions = size * sum(counts) * 6
+    assert largest(1000) == regions < similarities / 10

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.functional.categorization import check_labels
@@ -23,6 +24,9 @@ from mskd_plugin.functional.distributed import gather_batch, rank
 
 #: Where negatives may come from: this process's batch, or the batches of all processes.
 NEGATIVES = ("process", "all")
+
+#: Similarities held at once, about: 128 MiB in float32. What exceeds it is streamed in blocks.
+MAX_SIMILARITIES = 2**25
 
 
 class ContrastiveTerms(NamedTuple):
@@ -112,6 +116,57 @@ def _embed(regions: Sequence[Tensor], center: bool, gather: bool, eps: float) ->
     return F.normalize(joined, dim=-1, eps=eps)
 
 
+def _info_nce(
+    query: Tensor, keys: Tensor, temperature: float, offset: int = 0, dropped: Tensor | None = None
+) -> Tensor:
+    """InfoNCE of each row of (B, M, D) against the rows of (B, M', D) of its group: (B, M) losses.
+
+    The positive of query m is key m + ``offset``; ``dropped`` (M, M') marks keys that are no
+    negatives. Beyond ``MAX_SIMILARITIES`` the rows go by in blocks, whose similarities are made
+    anew in the backward pass, so that those of one block alone are held.
+    """
+    groups, size = query.shape[:2]
+    positive = torch.arange(size, device=query.device) + offset
+    if dropped is not None:
+        dropped = dropped.scatter(1, positive[:, None], False)
+    if groups * size * keys.shape[1] <= MAX_SIMILARITIES:
+        return _info_nce_block(query, keys, temperature, positive, dropped)
+    rows = min(size, max(1, MAX_SIMILARITIES // keys.shape[1]))
+    at_once = max(1, MAX_SIMILARITIES // (rows * keys.shape[1]))
+    losses = [
+        torch.cat(
+            [
+                checkpoint(
+                    _info_nce_block,
+                    some,
+                    candidates,
+                    temperature,
+                    positive_of_some,
+                    None if dropped is None else dropped.narrow(0, start, some.shape[1]),
+                    use_reentrant=False,
+                    preserve_rng_state=False,
+                )
+                for start, some, positive_of_some in zip(
+                    range(0, size, rows), group.split(rows, dim=1), positive.split(rows)
+                )
+            ],
+            dim=1,
+        )
+        for group, candidates in zip(query.split(at_once), keys.split(at_once))
+    ]
+    return torch.cat(losses)
+
+
+def _info_nce_block(
+    query: Tensor, keys: Tensor, temperature: float, positive: Tensor, dropped: Tensor | None
+) -> Tensor:
+    logits = torch.bmm(query, keys.transpose(1, 2)).div_(temperature)  # (B, M, M')
+    if dropped is not None:
+        logits = logits.masked_fill(dropped, float("-inf"))
+    losses = F.cross_entropy(logits.flatten(0, 1), positive.repeat(len(query)), reduction="none")
+    return losses.view(query.shape[:2])
+
+
 def _sample_wise(
     query: Tensor, keys: Tensor, temperature: float, offset: int, same_class: Tensor | None
 ) -> Tensor:
@@ -119,24 +174,8 @@ def _sample_wise(
 
     The positive of query n is key n + ``offset``.
     """
-    size, regions = query.shape[:2]
-    logits = torch.bmm(query.transpose(0, 1), keys.permute(1, 2, 0)) / temperature  # (R, N, N')
-    positive = torch.arange(size, device=query.device) + offset
-    if same_class is not None:
-        dropped = same_class.clone()
-        dropped[torch.arange(size, device=query.device), positive] = False
-        logits = logits.masked_fill(dropped, float("-inf"))
-    losses = F.cross_entropy(logits.flatten(0, 1), positive.repeat(regions), reduction="none")
-    return losses.view(regions, size).t()
-
-
-def _feature_wise(query: Tensor, keys: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of each region against the other regions of its image and scale: (N, R_k) losses."""
-    size, regions = query.shape[:2]
-    logits = torch.bmm(query, keys.transpose(1, 2)) / temperature  # (N, R_k, R_k)
-    positive = torch.arange(regions, device=query.device)
-    losses = F.cross_entropy(logits.flatten(0, 1), positive.repeat(size), reduction="none")
-    return losses.view(size, regions)
+    losses = _info_nce(query.transpose(0, 1), keys.transpose(0, 1), temperature, offset, same_class)
+    return losses.t()
 
 
 def multi_scale_contrastive_terms(
@@ -257,9 +296,10 @@ def multi_scale_contrastive_terms(
             share = scale_weight / total
             sample_term = sample_term + share * _weighted_mean(l_sample, w)
             if feature_wise and q.shape[1] > 1:
-                l_feature = _feature_wise(q, p, temperature)
+                # Against the other regions of the same image and scale.
+                l_feature = _info_nce(q, p, temperature)
                 if symmetric:
-                    l_feature = (l_feature + _feature_wise(p, q, temperature)) / 2
+                    l_feature = (l_feature + _info_nce(p, q, temperature)) / 2
                 feature_term = feature_term + share * _weighted_mean(l_feature, w)
     return ContrastiveTerms(sample_term, feature_term)
 
