@@ -29,6 +29,11 @@ WRAPPERS = ("state_dict", "model", "net")
 
 _CLASSIFIER = re.compile(r"^(fc|classifier|linear)\.(\d+\.)?(?=(weight|bias)$)")
 _SHORTCUT = re.compile(r"^(layer\d+\.\d+)\.shortcut\.")
+# A vision transformer's classifier in mmpretrain, and what its older Swin transformers called their
+# last normalisation; the tables that those also saved are computed today.
+_TOKEN_CLASSIFIER = re.compile(r"^head\.layers\.head\.(?=(weight|bias)$)")
+_SWIN_NORM = re.compile(r"^backbone\.norm\.(?=(weight|bias)$)")
+_SWIN_TABLE = re.compile(r"^backbone\.stages\.\d+\.blocks\.\d+\.attn\.attn_mask$")
 _HASH_IN_NAME = re.compile(r"-([a-f0-9]{8,})\.")
 _REFUSED_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
 
@@ -36,9 +41,11 @@ _REFUSED_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
 def load_weights(model: nn.Module, source: str | Path, *, setting: str = "teacher_ckpt") -> str:
     """Load a classifier's weights: every key found, none left over, all shapes equal.
 
-    Read are checkpoints of mmpretrain; of MMRazor's distillation, whose student is taken; of
-    torchvision; of timm; and of the CRD benchmark; each with or without the prefix ``module.``.
-    Only ``num_batches_tracked`` may be absent from a file.
+    Read are checkpoints of mmpretrain, with its heads of vision transformers and its names for Swin
+    transformers of all versions; of MMRazor's distillation, whose student is taken; of torchvision;
+    of timm; and of the CRD benchmark; each with or without the prefix ``module.``. Only
+    ``num_batches_tracked`` may be absent from a file, and only the tables ``attn_mask`` of older
+    Swin transformers may be left over.
 
     Args:
         model: Classifier of mmpretrain with the parts ``backbone`` and ``head.fc``. Left as it is
@@ -166,6 +173,24 @@ def class_count(weights: Weights) -> int | None:
     return None
 
 
+def _renamed(weights: Weights, name: Callable[[str], str]) -> Weights:
+    """Rename the keys, but not two to one: a classifier of several layers must not collapse."""
+    renamed: Weights = {}
+    for key, value in weights.items():
+        new = name(key)
+        taken = new in renamed or (new != key and new in weights)
+        renamed[key if taken else new] = value
+    return renamed
+
+
+def _from_mmpretrain(weights: Weights) -> Weights:
+    kept = {key: value for key, value in weights.items() if not _SWIN_TABLE.match(key)}
+    return _renamed(
+        kept,
+        lambda key: _SWIN_NORM.sub("backbone.norm3.", _TOKEN_CLASSIFIER.sub("head.fc.", key)),
+    )
+
+
 def _student_part(weights: Weights) -> Weights:
     return {
         key.removeprefix(STUDENT_PREFIX): value
@@ -175,29 +200,25 @@ def _student_part(weights: Weights) -> Weights:
 
 
 def _from_plain_network(weights: Weights) -> Weights:
-    renamed: Weights = {}
-    for key, value in weights.items():
+    def name(key: str) -> str:
         new = _CLASSIFIER.sub("head.fc.", key)
-        if new == key:
-            new = "backbone." + _SHORTCUT.sub(r"\1.downsample.", key)
-        # A classifier of several layers must not collapse into one.
-        renamed[key if new in renamed else new] = value
-    return renamed
+        return new if new != key else "backbone." + _SHORTCUT.sub(r"\1.downsample.", key)
+
+    return _renamed(weights, name)
 
 
 def _from_timm(weights: Weights) -> Weights:
-    renamed: Weights = {}
-    for key, value in weights.items():
+    def name(key: str) -> str:
         new = _CLASSIFIER.sub("head.fc.", key)
-        new = f"backbone.timm_model.{key}" if new == key else new
-        renamed[key if new in renamed else new] = value
-    return renamed
+        return new if new != key else f"backbone.timm_model.{key}"
+
+    return _renamed(weights, name)
 
 
 #: How weights are named, and how each layout becomes mmpretrain's. The CRD benchmark's own names
 #: for a classifier and a shortcut are read with torchvision's.
 LAYOUTS: dict[str, Callable[[Weights], Weights]] = {
-    "mmpretrain": dict,
+    "mmpretrain": _from_mmpretrain,
     "mmrazor": _student_part,
     "torchvision": _from_plain_network,
     "timm": _from_timm,
