@@ -5,8 +5,9 @@ from mskd_plugin.connectors.attention_fusion import AttentionFusionChain
 from mskd_plugin.connectors.fitnet import FitNetRegressor
 from mskd_plugin.connectors.logit_standardization import LogitStandardizationConnector
 from mskd_plugin.connectors.multi_scale_decoupling import MultiScaleDecouplingConnector
-from mskd_plugin.connectors.ofa import OFABranch
+from mskd_plugin.connectors.ofa import OFABranch, OFATokenBranch
 from mskd_plugin.connectors.sample_index import SampleIndex
+from mskd_plugin.connectors.tokens_to_map import TokensToMapConnector
 from mskd_plugin.connectors.vid import VIDRegressor
 
 __all__ = [
@@ -16,6 +17,8 @@ __all__ = [
     "LogitStandardizationConnector",
     "MultiScaleDecouplingConnector",
     "OFABranch",
+    "OFATokenBranch",
     "SampleIndex",
+    "TokensToMapConnector",
     "VIDRegressor",
 ]

@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import torch
 from mmengine.model import BaseModule
+from mmpretrain.models.backbones.vision_transformer import TransformerEncoderLayer
+from mmpretrain.models.utils import PatchMerging
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
+from mskd_plugin.connectors.tokens_to_map import (
+    check_class_tokens,
+    check_map_size,
+    recorded_tokens,
+)
 from mskd_plugin.errors import SettingError
+
+#: Side of the grid that patches are merged down to, and heads of each transformer block.
+FINAL_SIDE, HEADS = 7, 4
+TOKEN_POOLS = ("average", "class_token")
 
 
 class HalvingConv(nn.Sequential):
@@ -70,14 +85,10 @@ class OFABranch(BaseModule):
         num_classes: int,
         halvings: int,
     ) -> None:
-        for name, value, least in (
-            ("in_channels", in_channels, 1),
-            ("hidden_channels", hidden_channels, 1),
-            ("num_classes", num_classes, 1),
-            ("halvings", halvings, 0),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < least:
-                raise SettingError(name, f"an integer of at least {least}", repr(value))
+        _check_counts(
+            in_channels=in_channels, hidden_channels=hidden_channels, num_classes=num_classes
+        )
+        _check_counts(0, halvings=halvings)
         super().__init__()
         self.in_channels = in_channels
         layers: list[nn.Module] = []
@@ -103,10 +114,154 @@ class OFABranch(BaseModule):
         return self.fc(self.pool(self.layers(feature)).flatten(1))
 
 
+def count_mergings(map_size: Sequence[int]) -> int:
+    """Return how often a patch grid (H, W) is halved: as often as it stays at least 7 wide.
+
+    Example:
+        >>> [count_mergings((side, side)) for side in (4, 7, 13, 14, 28, 56)]
+        [0, 0, 0, 1, 2, 3]
+    """
+    side = math.isqrt(map_size[0] * map_size[1])
+    return max((side // FINAL_SIDE).bit_length() - 1, 0)
+
+
+@MODELS.register_module()
+class OFATokenBranch(BaseModule):
+    r"""Map a stage of a transformer or an MLP student to logits.
+
+    1. :func:`count_mergings` patch mergings, mmpretrain's ``PatchMerging``: the 2 x 2 neighbours'
+       channels joined, LayerNorm, a linear map without bias. The first one gives
+       ``hidden_channels``, the others keep them; GELU follows each but the last of several.
+       A grid of 14 x 14 has one merging, with GELU, to 7 x 7; 28 x 28 two, 56 x 56 three, and one
+       below 14 none. A row or a column too many is padded with zeros.
+    2. ``num_blocks`` pre-norm transformer blocks, mmpretrain's ``TransformerEncoderLayer``: 4
+       heads, no bias of queries, keys and values, a GELU layer of 4 ``hidden_channels``, no
+       dropout, no position embedding.
+    3. The average of the tokens, with no normalisation before it, and a linear classifier.
+
+    The branch trains with the student and is not part of it afterwards. Linear layers start from a
+    truncated normal with deviation 0.02 and no bias.
+
+    Args:
+        in_channels: Width of the stage's tokens.
+        hidden_channels: Width of mergings and blocks, a multiple of 4: the student's pooled width.
+        num_classes: Number of classes.
+        map_size: (H, W) of the patch grid.
+        num_blocks: Transformer blocks: as many as stages follow, at least 1.
+        class_tokens: Leading tokens that stand for no position.
+        pool: ``"average"``: class tokens are left out before anything else. ``"class_token"``: the
+            one class token goes past the mergings, takes part in the blocks and is what the
+            classifier reads.
+
+    Shapes:
+        (N, class_tokens + H W, in_channels), patches row by row, to (N, num_classes). The tokens
+        may be the first item of a tuple, as mmpretrain's Swin stages give them; other layouts,
+        (N, H, W, C) for one, are refused.
+
+    Raises:
+        SettingError: When built, if a setting is malformed, the widths differ where no merging
+            changes them, or there is not one class token to read; when called, if the input is no
+            sequence of that length and width.
+
+    Source: Hao840/OFAKD, ``distillers/ofa.py`` and ``distillers/utils.py``, arXiv 2310.19444. That
+    code averages the tokens of Swin, Mixer and ResMLP students, and of students with a class token
+    (DeiT) reads the class token: ``pool="class_token"``. mmpretrain's merging orders the joined
+    channels by channel, the published one by neighbour: the same layer under a permutation of its
+    weights.
+
+    Example:
+        >>> branch = OFATokenBranch(16, 32, 10, map_size=(14, 14), num_blocks=2, class_tokens=1)
+        >>> branch(torch.rand(2, 1 + 14 * 14, 16)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        hidden_channels: int,
+        num_classes: int,
+        map_size: Sequence[int],
+        num_blocks: int = 1,
+        class_tokens: int = 0,
+        pool: str = "average",
+    ) -> None:
+        _check_counts(
+            in_channels=in_channels,
+            hidden_channels=hidden_channels,
+            num_classes=num_classes,
+            num_blocks=num_blocks,
+        )
+        if hidden_channels % HEADS:
+            raise SettingError("hidden_channels", f"a multiple of {HEADS} heads", hidden_channels)
+        size = check_map_size(map_size)
+        if size is None:
+            raise SettingError("map_size", "two positive integers (H, W)", None)
+        if pool not in TOKEN_POOLS:
+            raise SettingError("pool", f"one of {TOKEN_POOLS}", repr(pool))
+        check_class_tokens(class_tokens)
+        if pool == "class_token" and class_tokens != 1:
+            raise SettingError("class_tokens", "1 for the pool 'class_token'", class_tokens)
+        count = count_mergings(size)
+        if in_channels != hidden_channels and (not count or pool == "class_token"):
+            raise SettingError(
+                "hidden_channels",
+                f"the stage's {in_channels}, as no merging changes "
+                + (f"a grid of {size[0]} x {size[1]}" if not count else "the class token"),
+                hidden_channels,
+            )
+        super().__init__()
+        self.in_channels, self.class_tokens, self.pool = in_channels, class_tokens, pool
+        self.map_size = size
+        self.mergings = nn.ModuleList(
+            PatchMerging(hidden_channels if index else in_channels, hidden_channels)
+            for index in range(count)
+        )
+        self.blocks = nn.Sequential(
+            *(
+                TransformerEncoderLayer(hidden_channels, HEADS, 4 * hidden_channels, qkv_bias=False)
+                for _ in range(num_blocks)
+            )
+        )
+        self.act = nn.GELU()
+        self.fc = nn.Linear(hidden_channels, num_classes)
+        self.init_weights()
+
+    def init_weights(self) -> None:
+        """Start from the published initialisation, which is not that of mmpretrain's modules."""
+        self.apply(_initialize)
+
+    def forward(self, feature: Tensor | Sequence) -> Tensor:
+        """Return the branch's logits."""
+        tokens = recorded_tokens(feature)
+        length = self.class_tokens + self.map_size[0] * self.map_size[1]
+        if tokens.shape[1:] != (length, self.in_channels):
+            raise SettingError(
+                "feature",
+                f"tokens (N, {length}, {self.in_channels})",
+                f"shape {tuple(tokens.shape)}",
+            )
+        class_token, patches = tokens.tensor_split([self.class_tokens], dim=1)
+        size = self.map_size
+        for index, merging in enumerate(self.mergings):
+            patches, size = merging(patches, size)
+            if index == 0 or index < len(self.mergings) - 1:
+                patches = self.act(patches)
+        if self.pool == "average":
+            return self.fc(self.blocks(patches).mean(1))
+        return self.fc(self.blocks(torch.cat([class_token, patches], dim=1))[:, 0])
+
+
+def _check_counts(least: int = 1, **counts: int) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < least:
+            raise SettingError(name, f"an integer of at least {least}", repr(value))
+
+
 def _initialize(module: nn.Module) -> None:
     # Here, not by an init_cfg: MMRazor's distiller does not run its connectors' `init_weights`.
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -38,18 +38,19 @@ def fitnet(base: dict, *, stage: int | None = None, loss_weight: float = 100.0) 
         "div_element": True,
         "loss_weight": loss_weight,
     }
-    parts = compare_stages([pair], "fitnet", loss)
-    connector = f"fitnet_{pair.name}_student"
-    parts["connectors"] = {
-        connector: {
+    parts = compare_stages(
+        [pair],
+        "fitnet",
+        loss,
+        lambda pair: {
             "type": "FitNetRegressor",
             "in_channels": pair.student_channels,
             "out_channels": pair.teacher_channels,
             **regressor_resize(base, stage),
-        }
-    }
+        },
+    )
     (mapping,) = parts["loss_forward_mappings"].values()
-    mapping["s_feature"] = {**mapping.pop("student_feature"), "connector": connector}
+    mapping["s_feature"] = mapping.pop("student_feature")
     mapping["t_feature"] = mapping.pop("teacher_feature")
     return parts
 
@@ -65,23 +66,18 @@ def regressor_resize(base: dict, stage: int) -> dict[str, Any]:
         SettingError: If no layer of the CRD benchmark's brings the sizes together.
     """
     student, teacher = (sides[stage] for sides in stage_sides(base))
-    if len(student) == len(teacher) == 2:
-        if student == tuple(2 * side for side in teacher):
-            return {"resize": "halve"}
-        if teacher == tuple(2 * side for side in student):
-            return {"resize": "double"}
-        excess = {s - t for s, t in zip(student, teacher)}
-        if len(excess) == 1 and min(excess) >= 0:
-            return {"resize": "none", "kernel_size": 1 + excess.pop()}
+    if student == tuple(2 * side for side in teacher):
+        return {"resize": "halve"}
+    if teacher == tuple(2 * side for side in student):
+        return {"resize": "double"}
+    excess = {s - t for s, t in zip(student, teacher)}
+    if len(excess) == 1 and min(excess) >= 0:
+        return {"resize": "none", "kernel_size": 1 + excess.pop()}
     names = base["pair"]
     raise SettingError(
         "stage",
         "one whose maps a regressor brings together: the student's at least as large as the "
         "teacher's, or half its size",
-        f"{stage}, with {_shape(student)} of {names['student']} and {_shape(teacher)} of "
-        f"{names['teacher']}",
+        f"{stage}, with {student[0]} x {student[1]} positions of {names['student']} and "
+        f"{teacher[0]} x {teacher[1]} positions of {names['teacher']}",
     )
-
-
-def _shape(sides: tuple[int, ...]) -> str:
-    return f"{' x '.join(map(str, sides))} {'positions' if len(sides) == 2 else 'tokens'}"

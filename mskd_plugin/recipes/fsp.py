@@ -7,7 +7,6 @@ from typing import Any
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import Network, Tap, network
 from mskd_plugin.recipes.method import method
-from mskd_plugin.recipes.taps import check_maps
 
 
 @method
@@ -27,9 +26,18 @@ def fsp(base: dict, *, loss_weight: float = 1.0, init_epochs: int = 30) -> dict[
     Raises:
         SettingError: If the networks' maps differ in number or channels, or are tokens.
     """
-    check_maps(base)
     pair = base["pair"]
-    student, teacher = (_taps(network(pair[role])) for role in ("student", "teacher"))
+    nets = [network(pair[role]) for role in ("student", "teacher")]
+    if any(net.tokens for net in nets):
+        raise SettingError(
+            "pair",
+            "of networks whose stem and stages are maps (N, C, H, W), for FSP",
+            " and ".join(
+                f"{'tokens' if net.tokens else 'maps'} of {pair[role]}"
+                for net, role in zip(nets, ("student", "teacher"))
+            ),
+        )
+    student, teacher = (_taps(net) for net in nets)
     channels = [[width for _, width in taps.values()] for taps in (student, teacher)]
     if channels[0] != channels[1]:
         raise SettingError(

@@ -6,7 +6,7 @@ from typing import Any
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.recipes.method import method
-from mskd_plugin.recipes.taps import stage_pairs
+from mskd_plugin.recipes.taps import behind_layout, stage_pairs, tapped
 
 
 @method
@@ -54,7 +54,7 @@ def ft(
         )
     encoder, init_loss = "ft_paraphraser", "loss_ft_paraphraser"
     translator = {"type": "Translator", "out_channel": factor_channels}
-    feature = {"recorder": pair.name, "from_student": False}
+    feature, connectors = tapped(pair.name, "teacher", pair.teacher_layout)
     teacher_factor = {**feature, "connector": encoder}
     return {
         "student_recorders": {
@@ -64,8 +64,15 @@ def ft(
             pair.name: {"type": "ModuleOutputs", "source": pair.teacher_source},
         },
         "connectors": {
-            "ft_translator": {**translator, "in_channel": pair.student_channels, "use_bn": True},
-            encoder: {**translator, "in_channel": pair.teacher_channels, "use_bn": False},
+            **connectors,
+            "ft_translator": behind_layout(
+                pair.student_layout,
+                {**translator, "in_channel": pair.student_channels, "use_bn": True},
+            ),
+            encoder: behind_layout(
+                pair.teacher_layout,
+                {**translator, "in_channel": pair.teacher_channels, "use_bn": False},
+            ),
         },
         "distill_losses": {
             init_loss: {

@@ -1,7 +1,8 @@
 """Where the recipes of logit methods tap a pair of networks.
 
 Recorders: ``logits``, what the last layer gives, in both networks; ``labels``, the student's
-    targets.
+targets, for losses that read one class per image; ``targets``, the same for losses that read scores
+too, which mixed images have.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from typing import Any
 
 LOGITS = {"logits": {"type": "ModuleOutputs", "source": "head.fc"}}
 LABELS = {"labels": {"type": "ModuleInputs", "source": "head.loss_module"}}
+TARGETS = {"targets": LABELS["labels"]}
 LABELS_MAPPING = {"recorder": "labels", "from_student": True, "data_idx": 1}
 
 
@@ -20,6 +22,7 @@ def compare_logits(
     student: str = "student_logits",
     teacher: str = "teacher_logits",
     labels: str | None = None,
+    targets: str | None = None,
     connector: str | None = None,
 ) -> dict[str, Any]:
     """Return the parts of a method with one loss between both networks' logits.
@@ -30,6 +33,7 @@ def compare_logits(
         student: The forward argument that takes the student's logits.
         teacher: The forward argument that takes the teacher's logits.
         labels: The forward argument that takes the labels, if one does.
+        targets: The forward argument that takes labels or scores, if one does.
         connector: A connector that both networks' logits pass first.
     """
     through = {} if connector is None else {"connector": connector}
@@ -39,8 +43,14 @@ def compare_logits(
     }
     if labels is not None:
         mappings[labels] = dict(LABELS_MAPPING)
+    if targets is not None:
+        mappings[targets] = {**LABELS_MAPPING, "recorder": "targets"}
     return {
-        "student_recorders": {**LOGITS, **(LABELS if labels is not None else {})},
+        "student_recorders": {
+            **LOGITS,
+            **(LABELS if labels is not None else {}),
+            **(TARGETS if targets is not None else {}),
+        },
         "teacher_recorders": dict(LOGITS),
         "distill_losses": {name: loss},
         "loss_forward_mappings": {name: mappings},

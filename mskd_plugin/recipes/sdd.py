@@ -10,7 +10,7 @@ from mskd_plugin.networks import network
 from mskd_plugin.recipes.assemble import pair_settings
 from mskd_plugin.recipes.logits import LABELS, LABELS_MAPPING, warmed_up
 from mskd_plugin.recipes.method import method
-from mskd_plugin.recipes.taps import stage_sides
+from mskd_plugin.recipes.taps import layout, stage_sides, tapped
 
 SIDES = ("student", "teacher")
 
@@ -144,19 +144,21 @@ def _sdd(base: dict, term: str, scales: Sequence[int] | None, **settings: Any) -
     """Record both last maps and classifiers, and the labels."""
     pair = base["pair"]
     nets = {side: network(pair[side]) for side in SIDES}
-    if any(net.tokens or not net.final_is_pooled for net in nets.values()):
+    if not all(net.final_is_pooled for net in nets.values()):
         raise SettingError(
             "pair",
-            "of networks whose classifiers read the average of a map (N, C, H, W), for SDD",
+            "of networks whose classifiers read the average of their last map or tokens, for SDD",
             f"{pair['teacher']} and {pair['student']}",
         )
     name = f"loss_sdd_{term}"
     mappings: dict[str, Any] = {"labels": dict(LABELS_MAPPING)}
     recorders: dict[str, dict[str, Any]] = {}
+    connectors: dict[str, Any] = {}
     for side in SIDES:
         source, _ = nets[side].final
         recorders[side] = {"final": {"type": "ModuleOutputs", "source": source}}
-        mappings[f"{side}_feature"] = {"recorder": "final", "from_student": side == "student"}
+        mappings[f"{side}_feature"], of_side = tapped("final", side, layout(nets[side]))
+        connectors.update(of_side)
         for parameter in ("weight", "bias"):
             recorder = f"classifier_{parameter}"
             recorders[side][recorder] = {"type": "Parameter", "source": f"head.fc.{parameter}"}
@@ -173,6 +175,7 @@ def _sdd(base: dict, term: str, scales: Sequence[int] | None, **settings: Any) -
     return {
         "student_recorders": {**recorders["student"], **LABELS},
         "teacher_recorders": recorders["teacher"],
+        "connectors": connectors,
         "distill_losses": {name: loss},
         "loss_forward_mappings": {name: mappings},
     }

@@ -2,11 +2,15 @@
 
 Recorders have one name for one thing in all recipes, so that methods can be joined: ``stage<k>`` is
 the map of a stage, counted from 1 in the student; ``pooled`` the vector that enters the classifier.
+
+The stages of transformers and MLPs are tokens. What compares maps reads them behind a
+:class:`mskd_plugin.connectors.TokensToMapConnector`, ``<recorder>_<role>_map``; :func:`tapped` and
+:func:`behind_layout` put it there, so that no recipe needs code for tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -15,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.networks import classifier, network
+from mskd_plugin.functional import tokens_to_map
+from mskd_plugin.networks import Network, classifier, network
 
 #: Side of the images that networks for ImageNet and for CIFAR are made for.
 IMAGENET_SIDE, CIFAR_SIDE = 224, 32
@@ -35,6 +40,9 @@ class StagePair:
         student_channels: Channels of its map.
         teacher_source: The teacher's module.
         teacher_channels: Channels of its map.
+        student_layout: Config of the connector that makes a map of the student's tokens. Default:
+            None, its output is a map.
+        teacher_layout: The teacher's.
     """
 
     name: str
@@ -43,6 +51,8 @@ class StagePair:
     student_channels: int
     teacher_source: str
     teacher_channels: int
+    student_layout: dict[str, Any] | None = None
+    teacher_layout: dict[str, Any] | None = None
 
 
 def stage_pairs(base: dict, stages: Sequence[int] | None = None) -> list[StagePair]:
@@ -54,9 +64,8 @@ def stage_pairs(base: dict, stages: Sequence[int] | None = None) -> list[StagePa
             first.
 
     Raises:
-        SettingError: If a stage does not exist in both networks, or is no map in one of them.
+        SettingError: If a stage does not exist in both networks.
     """
-    check_maps(base)
     pair = base["pair"]
     student, teacher = network(pair["student"]), network(pair["teacher"])
     depth = min(len(student.stages), len(teacher.stages))
@@ -69,40 +78,52 @@ def stage_pairs(base: dict, stages: Sequence[int] | None = None) -> list[StagePa
                 index,
             )
         name = f"stage{len(student.stages) + index + 1}"
-        pairs.append(StagePair(name, index, *student.stages[index], *teacher.stages[index]))
+        taps = (*student.stages[index], *teacher.stages[index])
+        pairs.append(StagePair(name, index, *taps, layout(student), layout(teacher)))
     return pairs
 
 
-def check_maps(base: dict) -> None:
-    """Check that the stages of both networks are maps, for methods that cannot read tokens.
+def layout(net: Network) -> dict[str, Any] | None:
+    """Return the config of the connector that makes maps of a network's stages; None if they are
+    maps.
+    """
+    if not net.tokens:
+        return None
+    return {"type": "TokensToMapConnector", "class_tokens": net.class_tokens}
+
+
+def tapped(
+    recorder: str, role: str, through: dict[str, Any] | None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the mapping of a recorder's map, and the connectors that the mapping names.
 
     Args:
-        base: Config with the ``pair``.
-
-    Raises:
-        SettingError: If those of one are token sequences.
+        recorder: Name of the recorder.
+        role: ``"student"`` or ``"teacher"``.
+        through: What :func:`layout` returns for the network.
     """
-    pair = base["pair"]
-    kinds = {
-        role: f"{'tokens' if network(pair[role]).tokens else 'maps'} of {pair[role]}"
-        for role in ("teacher", "student")
-    }
-    if any(kind.startswith("tokens") for kind in kinds.values()):
-        raise SettingError(
-            "pair",
-            "of networks whose stages are maps (N, C, H, W), which this method compares",
-            f"{kinds['teacher']} (teacher) and {kinds['student']} (student)",
-        )
+    mapping = {"recorder": recorder, "from_student": role == "student"}
+    if through is None:
+        return mapping, {}
+    name = f"{recorder}_{role}_map"
+    return {**mapping, "connector": name}, {name: dict(through)}
 
 
-def stage_sides(base: dict) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]]]:
-    """Return the sizes of the stages' outputs of student and teacher, for images of the pair.
+def behind_layout(
+    through: dict[str, Any] | None, connector: dict[str, Any]
+) -> dict[str, Any] | list[dict[str, Any]]:
+    """Return the config of a connector that reads maps, behind what :func:`layout` returns."""
+    return connector if through is None else [dict(through), connector]
+
+
+def stage_sides(base: dict) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Return the sizes of the stages' maps of student and teacher, for images of the pair.
 
     The images have the side ``image_side`` of the pair; without it, 224 if one of the networks is
     made for ImageNet, else 32.
 
     Returns:
-        For both networks what follows N and C (for token sequences, N) in each stage's shape.
+        For both networks (H, W) of each stage, of tokens that of their grid.
     """
     pair = base["pair"]
     roles = ("student", "teacher")
@@ -113,7 +134,7 @@ def stage_sides(base: dict) -> tuple[list[tuple[int, ...]], list[tuple[int, ...]
 
 
 @lru_cache(maxsize=64)
-def _stage_sides(name: str, side: int) -> tuple[tuple[int, ...], ...]:
+def _stage_sides(name: str, side: int) -> tuple[tuple[int, int], ...]:
     """Run a network without numbers and note its stages' shapes."""
     # Here, not above: configs that need no sizes load without the host's models.
     from mmengine.registry import MODELS
@@ -121,51 +142,61 @@ def _stage_sides(name: str, side: int) -> tuple[tuple[int, ...], ...]:
     with torch.random.fork_rng(devices=[]):  # building draws weights
         model = MODELS.build({**classifier(name, 2), "_scope_": "mmpretrain"})
     model = model.to("meta").eval()
-    shapes: dict[str, tuple[int, ...]] = {}
+    net = network(name)
+    sizes: dict[str, tuple[int, int]] = {}
 
     def note(source: str) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
-            tensor: Tensor = output if isinstance(output, Tensor) else output[0]
-            shapes[source] = tuple(tensor.shape)
+            feature: Tensor = output if isinstance(output, Tensor) else output[0]
+            if net.tokens:
+                feature = tokens_to_map(feature, net.class_tokens)
+            sizes[source] = (feature.shape[2], feature.shape[3])
 
         return hook
 
-    sources = [source for source, _ in network(name).stages]
-    for source in sources:
+    for source, _ in net.stages:
         model.get_submodule(source).register_forward_hook(note(source))
     with torch.no_grad():
         model.backbone(torch.empty(1, 3, side, side, device="meta"))
-    return tuple(
-        shapes[source][2:] if len(shapes[source]) == 4 else shapes[source][1:2]
-        for source in sources
-    )
+    return tuple(sizes[source] for source, _ in net.stages)
 
 
-def compare_stages(pairs: Sequence[StagePair], method: str, loss: dict[str, Any]) -> dict[str, Any]:
+def compare_stages(
+    pairs: Sequence[StagePair],
+    method: str,
+    loss: dict[str, Any],
+    regressor: Callable[[StagePair], dict[str, Any]] | None = None,
+) -> dict[str, Any]:
     """Return the parts of a method that gives each pair of stages a loss of its own.
 
     Args:
         pairs: The stages.
         method: Name of the method; the losses are ``loss_<method>_<stage>``.
         loss: Config of the loss, whose forward takes ``student_feature`` and ``teacher_feature``.
+        regressor: Gives the config of the connector that a student's map passes first,
+            ``<method>_<stage>_student``. Default: None, it passes none.
     """
-    losses = {f"loss_{method}_{pair.name}": pair for pair in pairs}
-    return {
-        "student_recorders": {
-            pair.name: {"type": "ModuleOutputs", "source": pair.student_source} for pair in pairs
-        },
-        "teacher_recorders": {
-            pair.name: {"type": "ModuleOutputs", "source": pair.teacher_source} for pair in pairs
-        },
-        "distill_losses": {name: dict(loss) for name in losses},
-        "loss_forward_mappings": {
-            name: {
-                "student_feature": {"recorder": pair.name, "from_student": True},
-                "teacher_feature": {"recorder": pair.name, "from_student": False},
-            }
-            for name, pair in losses.items()
-        },
+    parts: dict[str, Any] = {
+        "student_recorders": {},
+        "teacher_recorders": {},
+        "connectors": {},
+        "distill_losses": {},
+        "loss_forward_mappings": {},
     }
+    for pair in pairs:
+        name = f"loss_{method}_{pair.name}"
+        parts["distill_losses"][name] = dict(loss)
+        parts["loss_forward_mappings"][name] = mappings = {}
+        for role in ("student", "teacher"):
+            source, through = getattr(pair, f"{role}_source"), getattr(pair, f"{role}_layout")
+            parts[f"{role}_recorders"][pair.name] = {"type": "ModuleOutputs", "source": source}
+            mapping, connectors = tapped(pair.name, role, through)
+            if role == "student" and regressor is not None:
+                mapping["connector"] = f"{method}_{pair.name}_student"
+                connectors = {mapping["connector"]: behind_layout(through, regressor(pair))}
+            mappings[f"{role}_feature"] = mapping
+            parts["connectors"].update(connectors)
+    return parts
 
 
 def compare_pooled(name: str, loss: dict[str, Any]) -> dict[str, Any]:

@@ -39,33 +39,32 @@ def vid(
         "init_variance": init_variance,
         "eps": eps,
     }
-    parts = compare_stages(pairs, "vid", loss)
-    parts["connectors"] = {}
-    for pair in pairs:
-        connector = f"vid_{pair.name}_student"
-        parts["connectors"][connector] = {
+    parts = compare_stages(
+        pairs,
+        "vid",
+        loss,
+        lambda pair: {
             "type": "VIDRegressor",
             "in_channels": pair.student_channels,
             "out_channels": pair.teacher_channels,
             "pool": _pool(base, pair),
-        }
-        name = f"loss_vid_{pair.name}"
-        parts["distill_losses"][name]["channels"] = pair.teacher_channels
-        parts["loss_forward_mappings"][name]["student_feature"]["connector"] = connector
+        },
+    )
+    for pair in pairs:
+        parts["distill_losses"][f"loss_vid_{pair.name}"]["channels"] = pair.teacher_channels
     return parts
 
 
 def _pool(base: dict, pair: StagePair) -> int:
     """Return how many times larger the student's map is than the teacher's, 1 if it is not."""
     student, teacher = (sides[pair.index] for sides in stage_sides(base))
-    if len(student) == len(teacher) == 2:
-        factors = {s // t if s > t else 1 for s, t in zip(student, teacher)}
-        if len(factors) == 1 and all(s <= t or s % t == 0 for s, t in zip(student, teacher)):
-            return factors.pop()
+    factors = {s // t if s > t else 1 for s, t in zip(student, teacher)}
+    if len(factors) == 1 and all(s <= t or s % t == 0 for s, t in zip(student, teacher)):
+        return factors.pop()
     raise SettingError(
         "stages",
-        "stages with maps, the student's a whole number of times larger than the teacher's, or no "
-        "larger",
+        "those where the student's map is a whole number of times larger than the teacher's, or "
+        "no larger",
         f"{pair.index}, with {student} in {base['pair']['student']} and {teacher} in "
         f"{base['pair']['teacher']}",
     )

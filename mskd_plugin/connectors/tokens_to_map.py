@@ -1,0 +1,92 @@
+"""From token sequences to the maps that losses between feature maps compare."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mmengine.model import BaseModule
+from mmrazor.registry import MODELS
+from torch import Tensor
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.functional import tokens_to_map
+
+
+def recorded_tokens(feature: Tensor | Sequence) -> Tensor:
+    """Return the tokens (N, L, C) of a record: a tensor, or the first item beside its grid's size.
+
+    Raises:
+        SettingError: If the record holds no token sequence.
+    """
+    tokens = feature[0] if isinstance(feature, (tuple, list)) and feature else feature
+    if not isinstance(tokens, Tensor) or tokens.dim() != 3:
+        got = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens)
+        raise SettingError("feature", "tokens (N, L, C), alone or first in a tuple", got)
+    return tokens
+
+
+def check_class_tokens(class_tokens: int) -> int:
+    """Return the number of class tokens.
+
+    Raises:
+        SettingError: If it is no integer of at least 0.
+    """
+    if isinstance(class_tokens, bool) or not isinstance(class_tokens, int) or class_tokens < 0:
+        raise SettingError("class_tokens", "an integer of at least 0", repr(class_tokens))
+    return class_tokens
+
+
+def check_map_size(map_size: Sequence[int] | None) -> tuple[int, int] | None:
+    """Return the size of a patch grid as a tuple, or None.
+
+    Raises:
+        SettingError: If it is neither None nor two positive integers.
+    """
+    if map_size is None:
+        return None
+    if (
+        not isinstance(map_size, Sequence)
+        or len(map_size) != 2
+        or not all(type(side) is int and side > 0 for side in map_size)
+    ):
+        raise SettingError("map_size", "two positive integers (H, W)", repr(map_size))
+    return map_size[0], map_size[1]
+
+
+@MODELS.register_module()
+class TokensToMapConnector(BaseModule):
+    """Lay the tokens of a transformer or an MLP out as a feature map.
+
+    A method that compares maps crosses to token networks through it: alone, or as the first of a
+    list of connectors, which MMRazor's distiller runs one after the other. It has no parameters.
+
+    Args:
+        class_tokens: Leading tokens that stand for no position and are left out.
+        map_size: (H, W) of the patch grid. Default: a square.
+
+    Shapes:
+        (N, class_tokens + H W, C), row by row, to (N, C, H, W). The tokens may be the first item of
+        a tuple, as Swin Transformer's stages return them beside the size of their grid.
+
+    Raises:
+        SettingError: When built, if a setting is malformed; when called, if the record is no token
+            sequence, or its tokens do not fill the grid.
+
+    Example:
+        >>> import torch
+        >>> TokensToMapConnector(class_tokens=1)(torch.rand(2, 197, 192)).shape
+        torch.Size([2, 192, 14, 14])
+    """
+
+    def __init__(self, class_tokens: int = 0, map_size: Sequence[int] | None = None) -> None:
+        super().__init__()
+        self.class_tokens = check_class_tokens(class_tokens)
+        self.map_size = check_map_size(map_size)
+
+    def forward(self, feature: Tensor | Sequence) -> Tensor:
+        """Return the map."""
+        return tokens_to_map(recorded_tokens(feature), self.class_tokens, self.map_size)
+
+    def extra_repr(self) -> str:
+        """Show the settings."""
+        return f"class_tokens={self.class_tokens}, map_size={self.map_size}"
