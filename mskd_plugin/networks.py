@@ -9,70 +9,14 @@ from __future__ import annotations
 import copy
 import dataclasses
 import difflib
-from dataclasses import dataclass, field
 from typing import Any
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.network import Network, Tap
 from mskd_plugin.timm_networks import PREFIX, timm_network
+from mskd_plugin.token_networks import mixer, swin, vision_transformer
 
-#: Name of a module inside a classifier, and the channels of its output.
-Tap = tuple[str, int]
-
-
-@dataclass(frozen=True)
-class Network:
-    """One network, and where in its classifier its maps can be recorded.
-
-    All names are of modules inside the classifier, and ``(name, channels)`` pairs stand in the
-    order of the forward. MMRazor's ``ModuleOutputs`` records ``stem``, ``stages`` and ``final``,
-    :class:`mskd_plugin.recorders.PreActivationRecorder` (type ``PreActivation``) records
-    ``preact_stages``.
-
-    Attributes:
-        backbone: Config of the backbone, for mmpretrain's ``MODELS``.
-        width: Channels of the pooled feature, which feeds the classifier.
-        stages: Each stage's map, as the CRD benchmark takes it: after the ReLU where one follows
-            it. Of wide residual networks it is the raw sum of the last block, of MobileNetV2 the
-            output of a linear layer, both with negative values.
-        preact_stages: The same maps before the ReLU. Of wide residual networks they are the sums
-            normalised by the layer that follows; of MobileNetV2, where no ReLU follows, they are
-            ``stages``.
-        preact_norms: The normalisation layer that each map of ``preact_stages`` comes from, the
-            last in the residual branch where a shortcut is added to it. Empty where half of the
-            channels have another origin, in ShuffleNetV2.
-        stem: The map before the first stage, after the ReLU but for wide residual networks.
-        final: The map whose average over positions is the pooled feature: the last of ``stages``,
-            or of other channels where layers stand between the last stage and the pooling.
-        num_classes: Classes of the data set that the network is made for: 100 for CIFAR-100, 1000
-            for ImageNet.
-        head_init: How the classifier's ``init_weights`` initialises the linear layer. Default:
-            None, torch's own initialisation or ``init_cfg``.
-        init_cfg: How ``init_weights`` initialises the whole classifier, where the backbone's own
-            way is not the published one. Default: None.
-        neck: Config of what pools the backbone's output. Default: the average over the map's
-            positions; None where the backbone pools.
-        tokens: Whether ``stages`` and ``final`` are token sequences (N, L, C), alone or in a tuple
-            with the size of their grid. Default: False, maps (N, C, H, W).
-        class_tokens: Leading tokens of the sequences that stand for no position. Default: 0.
-        final_is_pooled: Whether the average of ``final`` over its positions is what the classifier
-            reads. False of vision transformers, which classify their class token, and of ConvNeXt,
-            which normalises the average. Default: True.
-    """
-
-    backbone: dict[str, Any]
-    width: int
-    stages: tuple[Tap, ...]
-    preact_stages: tuple[Tap, ...]
-    preact_norms: tuple[str, ...]
-    stem: Tap
-    final: Tap
-    num_classes: int
-    head_init: dict[str, Any] | None = None
-    init_cfg: list[dict[str, Any]] | None = None
-    neck: dict[str, Any] | None = field(default_factory=lambda: {"type": "GlobalAveragePooling"})
-    tokens: bool = False
-    class_tokens: int = 0
-    final_is_pooled: bool = True
+__all__ = ["NETWORKS", "Network", "Tap", "classifier", "network"]
 
 
 def _residual(
@@ -173,6 +117,24 @@ def _mobilenet_v2() -> Network:
     )
 
 
+def _imagenet_mobilenet_v2() -> Network:
+    # The last map of each side from 56 to 7, sums or outputs of linear layers.
+    blocks = {"backbone.layer2": 24, "backbone.layer3": 32, "backbone.layer5": 96,
+              "backbone.layer7": 320}  # fmt: skip
+    ends = ("1.conv.2", "2.conv.2", "2.conv.2", "0.conv.2")
+    return Network(
+        backbone={"type": "MobileNetV2"},
+        width=1280,
+        stages=tuple(blocks.items()),
+        preact_stages=tuple(blocks.items()),
+        preact_norms=tuple(f"{name}.{end}.bn" for name, end in zip(blocks, ends)),
+        stem=("backbone.conv1", 32),
+        final=("backbone.conv2", 1280),
+        num_classes=1000,
+        head_init=_SMALL,
+    )
+
+
 def _shufflenet_v1() -> Network:
     return _residual({"type": "CIFARShuffleNetV1"}, 24, (240, 480, 960), (4, 8, 4), "bn3")
 
@@ -203,70 +165,6 @@ def _mobilenet_v1() -> Network:
     )
 
 
-def _swin(arch: str, width: int) -> Network:
-    widths = tuple(factor * width for factor in (1, 2, 4, 8))
-    return Network(
-        backbone={"type": "SwinTransformer", "arch": arch, "drop_path_rate": 0.2},
-        width=widths[-1],
-        stages=tuple((f"backbone.stages.{i}", width) for i, width in enumerate(widths)),
-        preact_stages=(),
-        preact_norms=(),
-        stem=("backbone.drop_after_pos", width),
-        final=("backbone.norm3", widths[-1]),
-        num_classes=1000,
-        init_cfg=_TRANSFORMER,
-        tokens=True,
-    )
-
-
-def _vision_transformer(arch: str, width: int) -> Network:
-    return Network(
-        backbone={"type": "VisionTransformer", "arch": arch, "img_size": 224, "patch_size": 16},
-        width=width,
-        stages=_quarters(width),
-        preact_stages=(),
-        preact_norms=(),
-        stem=("backbone.drop_after_pos", width),
-        final=("backbone.ln1", width),
-        num_classes=1000,
-        init_cfg=_TRANSFORMER,
-        neck=None,
-        tokens=True,
-        class_tokens=1,
-        final_is_pooled=False,
-    )
-
-
-def _mixer(arch: str, width: int) -> Network:
-    convolution = {"type": "Kaiming", "layer": "Conv2d", "mode": "fan_in", "nonlinearity": "linear"}
-    return Network(
-        backbone={
-            "type": "MlpMixer",
-            "arch": arch,
-            "img_size": 224,
-            "patch_size": 16,
-            "drop_rate": 0.1,
-            "init_cfg": [convolution],
-        },
-        width=width,
-        stages=_quarters(width),
-        preact_stages=(),
-        preact_norms=(),
-        stem=("backbone.patch_embed", width),
-        final=("backbone.ln1", width),
-        num_classes=1000,
-        head_init=_SMALL,
-        # The backbone gives (N, C, L).
-        neck={"type": "GlobalAveragePooling", "dim": 1},
-        tokens=True,
-    )
-
-
-def _quarters(width: int) -> tuple[Tap, ...]:
-    """Taps behind each quarter of 12 layers of one width."""
-    return tuple((f"backbone.layers.{layer}", width) for layer in (2, 5, 8, 11))
-
-
 def _convnext(arch: str, widths: tuple[int, ...]) -> Network:
     stages = tuple((f"backbone.stages.{i}", width) for i, width in enumerate(widths))
     return Network(
@@ -285,10 +183,6 @@ def _convnext(arch: str, widths: tuple[int, ...]) -> Network:
     )
 
 
-_TRANSFORMER = [
-    {"type": "TruncNormal", "layer": "Linear", "std": 0.02, "bias": 0.0},
-    {"type": "Constant", "layer": "LayerNorm", "val": 1.0, "bias": 0.0},
-]
 _PLAIN, _TIMES_4 = (16, 16, 32, 64), (32, 64, 128, 256)
 _SMALL = {"type": "Normal", "layer": "Linear", "std": 0.01}
 
@@ -305,10 +199,12 @@ NETWORKS: dict[str, Network] = {
     "ShuffleV2": _shufflenet_v2(),
     **{f"resnet{depth}": _resnet("ResNet", depth, 1000) for depth in (18, 34, 50)},
     "mobilenet_v1": _mobilenet_v1(),
-    "swin_t": _swin("tiny", 96),
-    "deit_t": _vision_transformer("deit-tiny", 192),
-    "vit_s": _vision_transformer("deit-small", 384),
-    "mixer_b16": _mixer("b", 768),
+    "mobilenet_v2": _imagenet_mobilenet_v2(),
+    "swin_t": swin("tiny", 96),
+    "deit_t": vision_transformer("deit-tiny", 192),
+    "vit_s": vision_transformer("deit-small", 384),
+    "mixer_s16": mixer("s", 512, 8),
+    "mixer_b16": mixer("b", 768, 12),
     "convnext_t": _convnext("tiny", (96, 192, 384, 768)),
 }
 

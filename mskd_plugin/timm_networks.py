@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib
 from functools import lru_cache
-from typing import TYPE_CHECKING
 
 import torch
 
 from mskd_plugin.errors import SettingError
-
-if TYPE_CHECKING:
-    from mskd_plugin.networks import Network
+from mskd_plugin.network import Network
 
 #: What stands before timm's name of a network.
 PREFIX = "timm:"
@@ -32,8 +29,6 @@ def timm_network(name: str) -> Network:
         SettingError: If timm is not installed, has no such network, or the network gives no maps or
             lists none.
     """
-    from mskd_plugin.networks import Network  # which names this function
-
     try:
         timm = importlib.import_module("timm")
     except ImportError as error:

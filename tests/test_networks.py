@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+import torchvision
 from mmpretrain.registry import MODELS
 from network_oracles import count_mega_macs, forward, published_names, randomize
 from torch import Tensor, nn
@@ -52,12 +53,13 @@ IMAGENET = {
     "resnet34": (21_797_672, 218, 3664, "64@112 64@56 128@28 256@14 512@7 512"),
     "resnet50": (25_557_032, 320, 4089, "64@112 256@56 512@28 1024@14 2048@7 2048"),
     "mobilenet_v1": (4_231_976, 164, 569, "32@112 128@56 256@28 512@14 1024@7 1024"),
+    "mobilenet_v2": (3_504_872, 314, 301, "32@112 24@56 32@28 96@14 320@7 1280"),
 }
 COUNTS = CIFAR | IMAGENET
 # One of each family, as small as the family goes.
 FAMILIES = ["resnet14", "resnet8x4", "ResNet18", "ResNet50", "wrn_16_1", "wrn_16_2", "vgg8",
             "vgg11", "MobileNetV2", "ShuffleV1", "ShuffleV2", "resnet18", "resnet50",
-            "mobilenet_v1"]  # fmt: skip
+            "mobilenet_v1", "mobilenet_v2"]  # fmt: skip
 
 
 def build(name: str) -> nn.Module:
@@ -103,7 +105,7 @@ def images_for(name: str, count: int = 2, seed: int = 1, side: int = 32) -> Tens
 
 
 def test_the_table_holds_the_benchmarks_networks() -> None:
-    of_mmpretrain = {"swin_t", "deit_t", "vit_s", "mixer_b16", "convnext_t"}
+    of_mmpretrain = {"swin_t", "deit_t", "vit_s", "mixer_s16", "mixer_b16", "convnext_t"}
     assert set(NETWORKS) == set(COUNTS) | of_mmpretrain
 
 
@@ -138,7 +140,7 @@ def test_counts_and_maps_are_the_published_ones(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", [name for name in FAMILIES if name not in ("resnet18", "resnet50")]
+    "name", [name for name in FAMILIES if name not in ("resnet18", "resnet50", "mobilenet_v2")]
 )
 def test_forward_equals_a_function_of_the_published_names(name: str) -> None:
     model = build(name).double().eval()
@@ -155,6 +157,17 @@ def test_forward_equals_a_function_of_the_published_names(name: str) -> None:
     assert logits.std() > 0.01
 
 
+def test_mobilenet_v2_of_imagenet_is_torchvisions() -> None:
+    model, reference = build("mobilenet_v2"), torchvision.models.mobilenet_v2().double().eval()
+    randomize(reference, seed=3)
+    # Both define their layers in the order of the forward.
+    weights = zip(model.state_dict(), reference.state_dict().values(), strict=True)
+    model.double().eval().load_state_dict(dict(weights))
+    images = images_for("mobilenet_v2")
+    with torch.no_grad():
+        assert torch.equal(model(images), reference(images))
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_what_the_attributes_of_a_network_say(name: str) -> None:
     net, model = NETWORKS[name], build(name)
@@ -162,14 +175,14 @@ def test_what_the_attributes_of_a_network_say(name: str) -> None:
     records, _ = record(name, model.train(), images_for(name).float())
     # The pooled feature is the mean of the map that is said to be the final one.
     torch.testing.assert_close(records["final"].mean((2, 3)), records["pooled"])
-    raw = name.startswith("wrn") or name == "MobileNetV2"
+    raw = name.startswith("wrn") or name in ("MobileNetV2", "mobilenet_v2")
     for stage, preact in zip(stages(records, "stage"), stages(records, "preact")):
         assert preact.min() < 0
         if raw:
             assert stage.min() < 0
         else:
             assert torch.equal(stage, preact.clamp(min=0))
-    if name == "MobileNetV2":
+    if name in ("MobileNetV2", "mobilenet_v2"):
         assert net.stages == net.preact_stages
     if name.startswith("wrn"):
         # In train mode, the sums normalised by the batch, scale and shift are the maps before the
@@ -247,7 +260,7 @@ def test_classifier_config() -> None:
     ("name", "near"),
     [("resnet32x3", "'resnet32x4'"), ("ResNet-34", "'resnet34'"),
      ("ResNet-50", "'ResNet50' or 'resnet50'"), ("wrn-40-2", "'wrn_40_2'"),
-     ("mobilenetv2", "'MobileNetV2'"), ("MobileNetV1", "'mobilenet_v1'")],
+     ("mobilenetv2", "'MobileNetV2' or 'mobilenet_v2'"), ("MobileNetV1", "'mobilenet_v1'")],
 )  # fmt: skip
 def test_unknown_names(name: str, near: str) -> None:
     message = rf"one of resnet8, .*but got '{name}'\. Did you mean {near}\?"
