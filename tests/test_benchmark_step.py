@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
+import toy
+from tool_runs import shell
 
 from mskd_plugin.errors import SettingError
 
-ROOT = Path(__file__).resolve().parent.parent
-SPEC = importlib.util.spec_from_file_location("benchmark_step", ROOT / "tools/benchmark_step.py")
-benchmark_step = importlib.util.module_from_spec(SPEC)
-SPEC.loader.exec_module(benchmark_step)
-
+ROOT = toy.ROOT
+benchmark_step = toy.tool("benchmark_step")
 DEMO = ROOT / "configs" / "demo"
 
 
@@ -61,3 +58,21 @@ def test_real_batches_are_the_configs_own():
     first, second = next(subject.batches), next(subject.batches)
     assert first["inputs"].shape == (4, 3, 32, 32)
     assert not first["inputs"].equal(second["inputs"])
+
+
+def test_two_processes_share_the_work(tmp_path):
+    file = tmp_path / "rows.json"
+    ran = shell(
+        *[
+            "torchrun.sh",
+            2,
+            ROOT / "tools/benchmark_step.py",
+            DEMO / "kd_resnet20_resnet8_digits.py",
+        ],
+        *["--steps", "2", "--warmup", "1", "--batch-size", "4", "--json", file],
+    )
+    assert ran.returncode == 0, ran.stderr
+    (row,) = json.loads(file.read_text())
+    assert row["processes"] == 2
+    assert row["images per second"] == pytest.approx(2 * 4e3 / row["ms per step"])
+    assert ran.stdout.count("| config |") == 1  # the main process alone reports

@@ -38,6 +38,7 @@ EXECUTED = {
     "tools/dist_test.sh": "test_distributed_tools.py::test_two_processes_test_as_one_does",
     "tools/list_configs.py": "test_matrix.py::test_the_list_shows_what_works",
     "tools/benchmark_step.py": "test_benchmark_step.py::rows",
+    "tools/benchmark_loss.py": "test_benchmark_loss.py::run",
     "tools/slurm_train.sh": "test_distributed_tools.py::test_the_command_line_for_slurm",
 }
 
@@ -144,6 +145,7 @@ CHECKS = {
     "tools/dist_test.sh": check_dist_test,
     "tools/list_configs.py": lambda words: arguments("list_configs", words),
     "tools/benchmark_step.py": lambda words: arguments("benchmark_step", words),
+    "tools/benchmark_loss.py": lambda words: arguments("benchmark_loss", words),
     "tools/slurm_train.sh": check_slurm,
 }
 

@@ -33,6 +33,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
 from mskd_plugin.launch import build_runner, load_config, use_mixed_precision
+from mskd_plugin.measure import by_turns, device_name, matrix_rate, peak_memory, synchronize
 
 PARTS = ("data", "teacher forward", "student forward", "connectors and losses", "backward", "step")
 
@@ -96,14 +97,6 @@ class Subject:
         """Take one training step."""
         self.model.train_step(next(self.batches), optim_wrapper=self.wrapper)
 
-    def timed_step(self) -> None:
-        """Take a step and note its time."""
-        synchronize()
-        start = time.perf_counter()
-        self.step()
-        synchronize()
-        self.seconds.append(time.perf_counter() - start)
-
     def dissected_step(self) -> None:
         """Take a step and note the time of each part; the device waits at every border."""
         inner, wrapper = self.inner, self.wrapper
@@ -159,56 +152,12 @@ def stopwatch(spent: dict[str, float], watched: list[tuple[str, Any, str]]) -> I
             delattr(owner, name)
 
 
-def synchronize() -> None:
-    """Wait for the GPU, if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-
-
-def matrix_rate(seconds: float = 1.0) -> float:
-    """Measure the device's bfloat16 matrix products, in operations per second."""
-    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1024)
-    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
-    for _ in range(3):
-        a @ a
-    synchronize()
-    count, start = 0, time.perf_counter()
-    while time.perf_counter() - start < seconds:
-        for _ in range(10):
-            a @ a
-        synchronize()
-        count += 10
-    return count * 2 * size**3 / (time.perf_counter() - start)
-
-
-def peak_memory(subject: Subject) -> float:
-    """Measure the most memory that a step takes above what stays between steps, in MiB."""
-    if torch.cuda.is_available():
-        synchronize()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        subject.step()
-        synchronize()
-        return (torch.cuda.max_memory_allocated() - before) / 2**20
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        subject.step()
-    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    held = peak = 0
-    clock = "start_ns" if hasattr(changes[0], "start_ns") else "start_us"  # torch before 2.4
-    for change in sorted(changes, key=lambda e: getattr(e, clock)()):
-        held += change.nbytes()
-        peak = max(peak, held)
-    return peak / 2**20
-
-
 def report(subjects: list[Subject], memory: list[float], rate: float) -> list[dict[str, Any]]:
     """Gather the figures of every subject, absolute and relative to the first."""
     rows = []
     for subject, peak in zip(subjects, memory):
         median = statistics.median(subject.seconds)
-        spread = statistics.quantiles(subject.seconds, n=4)
+        spread = statistics.quantiles(subject.seconds, n=4, method="inclusive")
         flops = subject.flops()
         rows.append(
             {
@@ -237,10 +186,8 @@ def report(subjects: list[Subject], memory: list[float], rate: float) -> list[di
 
 def markdown(rows: list[dict[str, Any]], rate: float) -> str:
     """Format the figures as two Markdown tables."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     lines = [
-        f"{device}, torch {torch.__version__}, {torch.get_num_threads()} CPU threads, "
-        f"bfloat16 matrix rate {rate / 1e12:.3g} TFLOP/s",
+        f"{device_name()}, bfloat16 matrix rate {rate / 1e12:.3g} TFLOP/s",
         "",
         "| config | batch | ms per step (quartiles) | images/s | relative time, by turns "
         "| peak MiB | relative | GFLOP/image | share of matrix rate |",
@@ -288,13 +235,13 @@ def main(argv: list[str] | None = None) -> None:
     if args.steps < 2:
         raise SettingError("--steps", "at least 2, to tell the spread", args.steps)
     subjects = [Subject(config, args) for config in args.configs]
-    for turn in range(args.warmup + args.steps):
-        for subject in subjects:
-            subject.timed_step() if turn >= args.warmup else subject.step()
+    times = by_turns([subject.step for subject in subjects], args.steps, args.warmup)
+    for subject, seconds in zip(subjects, times):
+        subject.seconds = seconds
     for _ in range(max(2, args.steps // 2)):
         for subject in subjects:
             subject.dissected_step()
-    memory = [peak_memory(subject) for subject in subjects]
+    memory = [peak_memory(subject.step) for subject in subjects]
     rate = matrix_rate()
     rows = report(subjects, memory, rate)
     if is_main_process():

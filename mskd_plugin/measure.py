@@ -1,0 +1,99 @@
+"""Time and memory of pieces of a training, on a CPU or the current GPU."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+
+
+def synchronize() -> None:
+    """Wait for the GPU, if there is one."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Run ``function`` once and return the seconds until its work on the device is done."""
+    synchronize()
+    start = time.perf_counter()
+    function()
+    synchronize()
+    return time.perf_counter() - start
+
+
+def by_turns(
+    functions: Sequence[Callable[[], object]], turns: int, warmup: int = 0
+) -> list[list[float]]:
+    """Time functions that take turns, so that a drift of the machine meets all of them.
+
+    Args:
+        functions: What to run.
+        turns: Timed runs of each.
+        warmup: Runs of each before them.
+
+    Returns:
+        The seconds of each function's runs.
+    """
+    times: list[list[float]] = [[] for _ in functions]
+    for turn in range(warmup + turns):
+        for function, taken in zip(functions, times):
+            if turn < warmup:
+                function()
+            else:
+                taken.append(seconds(function))
+    return times
+
+
+def peak_memory(function: Callable[[], object]) -> float:
+    """Run ``function`` once and return the most memory, in MiB, that it held above the start."""
+    if torch.cuda.is_available():
+        synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        function()
+        synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 2**20
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        function()
+    changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    held = peak = 0
+    for change in sorted(changes, key=_clock):
+        held += change.nbytes()
+        peak = max(peak, held)
+    return peak / 2**20
+
+
+def _clock(event: object) -> int:
+    # torch before 2.4 has microseconds alone.
+    name = "start_ns" if hasattr(event, "start_ns") else "start_us"
+    return int(getattr(event, name)())
+
+
+def matrix_rate(duration: float = 1.0) -> float:
+    """Measure bfloat16 matrix products for ``duration`` seconds, in operations per second."""
+    device, size = ("cuda", 8192) if torch.cuda.is_available() else ("cpu", 1024)
+    a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
+
+    def products() -> None:
+        for _ in range(10):
+            a @ a
+
+    seconds(products)
+    count, spent = 0, 0.0
+    while spent < duration:
+        spent += seconds(products)
+        count += 10
+    return count * 2 * size**3 / spent
+
+
+def device_name() -> str:
+    """Name what the figures are of: the GPU, or the CPU's threads, and torch's version."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        device = f"CPU, {torch.get_num_threads()} threads"
+    return f"{device}, torch {torch.__version__}"

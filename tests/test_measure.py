@@ -1,0 +1,45 @@
+"""The measures of time and memory, on work whose cost is known."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from mskd_plugin import measure
+
+
+def test_functions_take_turns_and_the_warm_up_is_not_timed():
+    order = []
+    times = measure.by_turns([lambda: order.append("a"), lambda: order.append("b")], 3, warmup=2)
+    assert order == ["a", "b"] * 5
+    assert [len(taken) for taken in times] == [3, 3]
+
+
+def test_seconds_are_those_of_the_function(monkeypatch):
+    now = [100.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: now[0])
+
+    def takes(duration):
+        now[0] += duration
+
+    assert measure.by_turns([lambda: takes(2.0), lambda: takes(0.5)], 2, 1) == [[2, 2], [0.5, 0.5]]
+
+
+def test_peak_memory_counts_what_is_held_at_once():
+    mebibyte = 2**18  # numbers in float32
+
+    def two_at_once_of_three():
+        one = torch.zeros(mebibyte)
+        two = torch.zeros(2 * mebibyte)
+        del one
+        three = torch.zeros(4 * mebibyte)
+        return two[0] + three[0]
+
+    assert measure.peak_memory(two_at_once_of_three) == pytest.approx(6, abs=0.01)
+
+
+def test_the_matrix_rate_is_operations_over_time(monkeypatch):
+    # Ten products of 1,024 squared take half a second each time.
+    monkeypatch.setattr(measure, "seconds", lambda function: 0.5)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert measure.matrix_rate(1.0) == 20 * 2 * 1024**3 / 1.0
