@@ -27,17 +27,15 @@ def fsp(base: dict, *, loss_weight: float = 1.0, init_epochs: int = 30) -> dict[
         SettingError: If the networks' maps differ in number or channels, or are tokens.
     """
     pair = base["pair"]
-    nets = [network(pair[role]) for role in ("student", "teacher")]
-    if any(net.tokens for net in nets):
+    nets = {role: network(pair[role]) for role in ("teacher", "student")}
+    if any(net.tokens for net in nets.values()):
+        kinds = {role: "tokens" if net.tokens else "maps" for role, net in nets.items()}
         raise SettingError(
             "pair",
             "of networks whose stem and stages are maps (N, C, H, W), for FSP",
-            " and ".join(
-                f"{'tokens' if net.tokens else 'maps'} of {pair[role]}"
-                for net, role in zip(nets, ("student", "teacher"))
-            ),
+            " and ".join(f"{kind} of {pair[role]}" for role, kind in kinds.items()),
         )
-    student, teacher = (_taps(net) for net in nets)
+    student, teacher = _taps(nets["student"]), _taps(nets["teacher"])
     channels = [[width for _, width in taps.values()] for taps in (student, teacher)]
     if channels[0] != channels[1]:
         raise SettingError(
