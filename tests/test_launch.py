@@ -341,6 +341,19 @@ def test_scaling_the_learning_rate(tmp_path):
         launch.scale_learning_rate(plain)
 
 
+def preflight_warnings(tmp_path, settings):
+    """Return what the preflight warns of."""
+    runner = launch.build_runner(toy.runner_config(tmp_path, **settings))
+    records = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = records.append
+    runner.logger.addHandler(handler)
+    next(hook for hook in runner.hooks if type(hook).__name__ == "PreflightHook").before_train(
+        runner
+    )
+    return list(map(logging.LogRecord.getMessage, records))
+
+
 @pytest.mark.parametrize(
     "settings, told",
     [
@@ -354,17 +367,17 @@ def test_scaling_the_learning_rate(tmp_path):
     ids=str,
 )
 def test_preflight_warns_of_a_learning_rate_for_another_batch_size(tmp_path, settings, told):
-    runner = launch.build_runner(toy.runner_config(tmp_path, **settings))
-    records = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = records.append
-    runner.logger.addHandler(handler)
-    next(hook for hook in runner.hooks if type(hook).__name__ == "PreflightHook").before_train(
-        runner
-    )
-    messages = [m for m in map(logging.LogRecord.getMessage, records) if "learning rate" in m]
+    messages = [m for m in preflight_warnings(tmp_path, settings) if "learning rate" in m]
     assert len(messages) == bool(told)
     assert all(part in messages[0] for part in told)
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_preflight_tells_what_accumulation_leaves_apart(tmp_path, count):
+    settings = {"optim_wrapper.accumulative_counts": count}
+    messages = [m for m in preflight_warnings(tmp_path, settings) if "at a time" in m]
+    assert len(messages) == (count > 1)
+    assert all(f"see 8 images at a time, not {count} x 8" in message for message in messages)
 
 
 @pytest.mark.parametrize("stage", ["train", "val"])

@@ -83,6 +83,7 @@ class PreflightHook(Hook):
         if isinstance(getattr(model, "distiller", None), ConfigurableDistiller):
             with _unchanged(model), runner.optim_wrapper.optim_context(model):
                 check_losses(model, runner.train_dataloader.dataset)
+            tell_accumulation(runner)
         runner.logger.info("Preflight passed: data, teacher, recorders, connectors and losses.")
 
 
@@ -101,6 +102,18 @@ def check_batch_size(runner: Runner) -> None:
             f"accumulated), but "
             f"the learning rate is meant for auto_scale_lr.base_batch_size={base}: "
             f"--auto-scale-lr scales it."
+        )
+
+
+def tell_accumulation(runner: Runner) -> None:
+    """Warn that losses between images do not reach over the batches of an accumulated step."""
+    size = runner.train_dataloader.batch_size
+    accumulated = (runner.cfg.get("optim_wrapper") or {}).get("accumulative_counts", 1)
+    if accumulated > 1:
+        runner.logger.warning(
+            f"optim_wrapper.accumulative_counts={accumulated}: losses between the images of a "
+            f"batch, contrastive ones among them, see {size} images at a time, not {accumulated} x "
+            f"{size}."
         )
 
 
