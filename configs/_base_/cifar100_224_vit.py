@@ -5,4 +5,7 @@ _base_ = [
     "datasets/cifar100_224_mixed.py",
     "schedules/cifar100_300e_adamw.py",
     "default_runtime.py",
+    "heterogeneous.py",
 ]
+
+pair = dict(num_classes=100)

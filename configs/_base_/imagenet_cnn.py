@@ -1,5 +1,12 @@
 """Data, schedule and runtime of heterogeneous pairs with a convolutional student on ImageNet."""
 
-_base_ = ["datasets/imagenet.py", "schedules/imagenet_100e_warmup.py", "default_runtime.py"]
+_base_ = [
+    "datasets/imagenet.py",
+    "schedules/imagenet_100e_warmup.py",
+    "default_runtime.py",
+    "heterogeneous.py",
+    "imagenet_teachers.py",
+]
 
+pair = dict(num_classes=1000)
 train_dataloader = dict(batch_size=64)

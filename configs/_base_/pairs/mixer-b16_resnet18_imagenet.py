@@ -1,4 +1,4 @@
-"""Mixer-B/16 to ResNet-18 on ImageNet; the teacher's weights are given by --teacher."""
+"""Mixer-B/16 (mmpretrain's weights) to ResNet-18 on ImageNet."""
 
 _base_ = "../imagenet_cnn.py"
 
@@ -8,8 +8,5 @@ data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3)
 pair = dict(
     teacher="mixer_b16",
     student="resnet18",
-    num_classes=1000,
-    label_smoothing=0.1,
-    # Both terms have the weight 1 in the published runs.
-    settings=dict(kd=dict(temperature=1.0, loss_weight=1.0, ce_weight=1.0)),
+    teacher_ckpt=_base_.teacher_weights.mixer_b16,
 )

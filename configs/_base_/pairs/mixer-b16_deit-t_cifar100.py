@@ -1,0 +1,5 @@
+"""Mixer-B/16 to DeiT-T on CIFAR-100 at 224x224; the teacher's weights are given by --teacher."""
+
+_base_ = "../cifar100_224_vit.py"
+
+pair = dict(teacher="mixer_b16", student="deit_t")

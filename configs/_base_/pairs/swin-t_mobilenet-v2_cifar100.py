@@ -1,0 +1,5 @@
+"""Swin-T to MobileNetV2 on CIFAR-100 at 224x224; the teacher's weights are given by --teacher."""
+
+_base_ = "../cifar100_224_cnn.py"
+
+pair = dict(teacher="swin_t", student="mobilenet_v2")

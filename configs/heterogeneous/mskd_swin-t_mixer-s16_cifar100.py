@@ -1,0 +1,7 @@
+"""MSKD, Swin-T to Mixer-S/16, CIFAR-100."""
+
+_base_ = "../_base_/pairs/swin-t_mixer-s16_cifar100.py"
+
+from mskd_plugin.recipes import distill, mskd
+
+model = distill(_base_, mskd(_base_))

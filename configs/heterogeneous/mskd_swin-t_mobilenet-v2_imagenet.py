@@ -1,0 +1,7 @@
+"""MSKD, Swin-T to MobileNetV2, ImageNet."""
+
+_base_ = "../_base_/pairs/swin-t_mobilenet-v2_imagenet.py"
+
+from mskd_plugin.recipes import distill, mskd
+
+model = distill(_base_, mskd(_base_))
