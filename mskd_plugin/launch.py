@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import inspect
 import re
@@ -12,9 +13,11 @@ from typing import Any
 
 import torch
 from mmengine.config import Config, ConfigDict, DictAction
+from mmengine.device import get_device
 from mmengine.hub import get_config
 from mmengine.registry import OPTIMIZERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
+from torch import nn
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.preflight import check_data_roots
@@ -29,6 +32,8 @@ RUNNER_KEYS = {
     "sync_bn",
 } - {"self", "cfg"}
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+#: What ``--fast`` sets.
+FAST = Path(__file__).resolve().parents[1] / "configs" / "_base_" / "fast.py"
 CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 
@@ -79,7 +84,8 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read ``args.config`` and apply the options of :func:`add_common_options`.
+    """Read ``args.config`` and apply the options of :func:`add_common_options`, and ``args.fast``
+    where there is one.
 
     Raises:
         SettingError: If the file is missing or no config, or an option begins with a key that the
@@ -97,6 +103,10 @@ def load_config(args: argparse.Namespace) -> Config:
         stem = f"{args.method}_{stem}"
     elif "model" not in cfg:
         raise SettingError("--method", f"given with {args.config}, which states a pair alone", None)
+    if getattr(args, "fast", False) and "fast" not in cfg:
+        cfg.fast = Config.fromfile(FAST).fast
+    if "fast" in cfg:
+        use_fast(cfg, cfg.pop("fast"))
     known = {*cfg, *RUNNER_KEYS}
     for key in args.cfg_options:
         top = key.split(".")[0]
@@ -247,6 +257,53 @@ def _computes_bfloat16() -> bool:
     return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
 
 
+def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
+    """Set the switches of the fast loop, those of them that the config has a use for.
+
+    Args:
+        cfg: The config.
+        settings: Parts of a config to merge, as ``configs/_base_/fast.py`` states them. Mixed
+            precision is chosen as by ``--amp``. ``fused`` is left out where torch has no fused
+            kernels for the optimizer on this device, and ``model`` where no frozen teacher is
+            distilled or its outputs are delivered to the student.
+
+    Raises:
+        SettingError: See :func:`use_mixed_precision`.
+    """
+    settings = copy.deepcopy(dict(settings))
+    wrapper = settings.get("optim_wrapper", {})
+    if wrapper.pop("type", None) is not None:
+        use_mixed_precision(cfg)
+    if wrapper.get("optimizer", {}).get("fused") and not _computes_fused(
+        cfg.optim_wrapper.optimizer
+    ):
+        del wrapper["optimizer"]["fused"]
+    if not _distils_frozen_teacher(cfg.model):
+        settings.pop("model", None)
+    cfg.merge_from_dict(settings)
+
+
+def _distils_frozen_teacher(model: ConfigDict) -> bool:
+    return (
+        model.get("type") in ("FrozenTeacherDistill", "TwoPhaseDistill")
+        and not model.get("teacher_trainable", False)
+        and not model.distiller.get("distill_deliveries")
+    )
+
+
+def _computes_fused(optimizer: ConfigDict) -> bool:
+    """Whether torch has fused kernels for an optimizer on the device that trains.
+
+    SGD has them since torch 2.3, CPUs since 2.4.
+    """
+    parameter = nn.Parameter(torch.zeros(1, device=get_device()))
+    try:
+        OPTIMIZERS.build({**optimizer, "params": [parameter], "fused": True})
+    except (TypeError, RuntimeError):
+        return False
+    return True
+
+
 def check_work_dir(cfg: Config) -> None:
     """Refuse to train into a folder that holds another run's checkpoints.
 
@@ -307,4 +364,10 @@ def _check_optimizer(cfg: Config) -> None:
             "a registered optimizer",
             repr(kind),
             _nearest(kind, OPTIMIZERS.module_dict),
+        )
+    if optimizer.get("fused") and not _computes_fused(optimizer):
+        raise SettingError(
+            "optim_wrapper.optimizer.fused",
+            f"False, since this torch has no fused {kind} on {get_device()}",
+            True,
         )

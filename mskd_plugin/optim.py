@@ -17,7 +17,8 @@ class BFloat16OptimWrapper(OptimWrapper):
 
     MMEngine's ``AmpOptimWrapper`` refuses a CPU and always scales the loss. bfloat16 has float32's
     range, so nothing needs scaling, and the step needs no look at the gradients for infinities,
-    which makes the host wait.
+    which makes the host wait. Nor does clipping wait for the gradients' norm: it is logged as a
+    tensor.
 
     Args:
         **kwargs: Those of ``OptimWrapper``: ``optimizer``, ``accumulative_counts``, ``clip_grad``.
@@ -29,3 +30,15 @@ class BFloat16OptimWrapper(OptimWrapper):
         device = next(model.parameters()).device.type
         with super().optim_context(model), torch.autocast(device, dtype=torch.bfloat16):
             yield
+
+    def _clip_grad(self) -> None:
+        """Clip as ``OptimWrapper`` does, which reads the norm at once."""
+        parameters = [
+            parameter
+            for group in self.optimizer.param_groups
+            for parameter in group["params"]
+            if parameter.requires_grad and parameter.grad is not None
+        ]
+        norm = self.clip_func(parameters, **self.clip_grad_kwargs) if parameters else None
+        if norm is not None:  # clipping by value has none
+            self.message_hub.update_scalar(f"train/{self.grad_name}", norm)

@@ -40,6 +40,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--amp", action="store_true", help="mixed precision (bfloat16; float16 on GPUs without it)"
     )
     parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="every switch of configs/_base_/fast.py: mixed precision, channels_last, compiled "
+        "networks, fused optimizer, teacher in inference mode, log without waiting",
+    )
+    parser.add_argument(
         "--resume",
         nargs="?",
         const="auto",

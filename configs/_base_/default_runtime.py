@@ -9,6 +9,8 @@ default_hooks = dict(
     param_scheduler=dict(type="ParamSchedulerHook"),
     checkpoint=dict(type="CheckpointHook", interval=1, max_keep_ckpts=2),
     sampler_seed=dict(type="DistSamplerSeedHook"),
+    # Has the switches channels_last and compile, off; fast.py sets all that there are.
+    networks=dict(type="FastNetworksHook"),
 )
 custom_hooks = [
     dict(type="PreflightHook"),

@@ -14,7 +14,11 @@ from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
 from mskd_plugin.algorithms.loss_warmup import check_losses_exist, check_warmup
-from mskd_plugin.algorithms.records import connectors_computed_once, release_records
+from mskd_plugin.algorithms.records import (
+    connectors_computed_once,
+    copy_inference_records,
+    release_records,
+)
 from mskd_plugin.errors import SettingError
 from mskd_plugin.weights import load_weights
 
@@ -36,7 +40,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
     - a connector that serves several losses is computed once a step;
     - records are released after the losses, not at the next forward;
     - a recorder's source that names no module or parameter is reported with the nearest names;
-    - after ``StopDistillHook`` has stopped the distillation the teacher is not run at all.
+    - after ``StopDistillHook`` has stopped the distillation the teacher is not run at all;
+    - the teacher can run in inference mode.
 
     With ``teacher_trainable=True`` the teacher trains as in ``SingleTeacherDistill`` and is always
     saved.
@@ -48,6 +53,10 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         teacher_ckpt: The teacher's weights: a path, a URL or ``torchvision://<name>``.
         teacher_mode: ``"tensor"`` runs the teacher up to its logits. ``"loss"`` computes its loss
             too, for recorders of the teacher that sit inside its loss.
+        teacher_inference_mode: Run the teacher under ``torch.inference_mode`` in place of
+            ``torch.no_grad``: less work for the host at every operation, equal results. What the
+            teacher's recorders hold is copied, once each, since backward cannot save an inference
+            tensor; records of large maps cost their memory twice.
         save_teacher: Whether checkpoints hold the teacher's weights.
         loss_warmup: From the name of a distillation loss to the epochs over which it grows to its
             weight. :class:`mskd_plugin.hooks.LossWarmupHook` reads and applies it.
@@ -66,8 +75,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
 
     Raises:
         SettingError: If the teacher's weights do not fit, a recorder's source does not exist,
-            ``teacher_mode`` is unknown, or ``loss_warmup`` is malformed or names no distillation
-            loss.
+            ``teacher_mode`` is unknown, ``teacher_inference_mode`` meets a teacher that trains or
+            deliveries, or ``loss_warmup`` is malformed or names no distillation loss.
 
     Source: MMRazor 1.0.0,
     ``mmrazor/models/algorithms/distill/configurable/single_teacher_distill.py``.
@@ -80,12 +89,17 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         teacher: BaseModel | dict,
         teacher_ckpt: str | None = None,
         teacher_mode: str = "tensor",
+        teacher_inference_mode: bool = False,
         save_teacher: bool = False,
         loss_warmup: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> None:
         if teacher_mode not in TEACHER_MODES:
             raise SettingError("teacher_mode", f"one of {TEACHER_MODES}", repr(teacher_mode))
+        if not isinstance(teacher_inference_mode, bool):
+            raise SettingError(
+                "teacher_inference_mode", "True or False", repr(teacher_inference_mode)
+            )
         warmup = check_warmup("loss_warmup", loss_warmup)
         check_losses_exist("loss_warmup", warmup, distiller.get("distill_losses") or {})
         teacher_source = "the model given" if isinstance(teacher, nn.Module) else None
@@ -99,12 +113,20 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         super().__init__(distiller, teacher, architecture=architecture, **kwargs)
 
         self.teacher_mode = teacher_mode
+        self.teacher_inference_mode = teacher_inference_mode
         self.loss_warmup = warmup
         self.teacher_source = teacher_source or _pretrained_source(self.teacher)
         if teacher_ckpt is not None:
             load_weights(self.teacher, teacher_ckpt, setting="teacher_ckpt")
             self.teacher._is_init = True  # else `init_weights` would overwrite them
             self.teacher_source = teacher_ckpt
+        if teacher_inference_mode and (self.teacher_trainable or self._delivers()):
+            # The student's forward would meet inference tensors that deliveries bring.
+            raise SettingError(
+                "teacher_inference_mode",
+                "False for a teacher that trains, and for a distiller with deliveries",
+                True,
+            )
         if not self.teacher_trainable:
             self.teacher.eval()
             if not save_teacher:
@@ -130,10 +152,13 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None
     ) -> dict[str, Tensor]:
         distiller = self.distiller
-        if not self.distillation_stopped or distiller.deliveries.deliveries:
+        if not self.distillation_stopped or self._delivers():
+            without_grad = torch.inference_mode if self.teacher_inference_mode else torch.no_grad
             distiller.set_deliveries_override(False)
-            with distiller.teacher_recorders, distiller.deliveries, torch.no_grad():
+            with distiller.teacher_recorders, distiller.deliveries, without_grad():
                 self.teacher(batch_inputs, data_samples, mode=self.teacher_mode)
+            if self.teacher_inference_mode:
+                copy_inference_records(distiller.teacher_recorders)
 
         distiller.set_deliveries_override(True)
         needs_grad = self.calculate_student_loss or self.student_trainable
@@ -148,6 +173,10 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         if not self.distillation_stopped:
             losses.update(add_prefix(distiller.compute_distill_losses(), "distill"))
         return losses
+
+    def _delivers(self) -> bool:
+        """Whether the teacher's forward leaves something for the student's."""
+        return bool(self.distiller.deliveries.deliveries)
 
     def _logged_terms(self) -> dict[str, Tensor]:
         """Collect the terms of the losses for the log; a key without "loss" is not summed."""

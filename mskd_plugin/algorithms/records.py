@@ -7,6 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from mmrazor.models.distillers import ConfigurableDistiller
+from mmrazor.models.task_modules import RecorderManager
+from torch import Tensor
+from torch.utils._pytree import tree_map
 
 
 @contextmanager
@@ -39,6 +42,29 @@ def connectors_computed_once(distiller: ConfigurableDistiller) -> Iterator[None]
         yield
     finally:
         del distiller.get_record
+
+
+def copy_inference_records(recorders: RecorderManager) -> None:
+    """Put normal tensors in the place of recorded inference tensors, for losses with a backward.
+
+    A tensor in several records is copied once. Whatever else is recorded stays as it is.
+    """
+    copies: dict[int, Tensor] = {}
+
+    def normal(value: Any) -> Any:
+        if not isinstance(value, Tensor) or not value.is_inference():
+            return value
+        if id(value) not in copies:
+            copies[id(value)] = value.clone()
+        return copies[id(value)]
+
+    # All records are alive until the end, so that no id is given twice.
+    fresh = [
+        (recorder.data_buffer, [tree_map(normal, record) for record in recorder.data_buffer])
+        for recorder in recorders.recorders.values()
+    ]
+    for buffer, records in fresh:
+        buffer[:] = records
 
 
 def release_records(distiller: ConfigurableDistiller) -> None:

@@ -1,0 +1,104 @@
+"""The switches of the networks' speed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from mmengine.hooks import Hook
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapperDict
+from mmengine.registry import HOOKS
+from mmengine.runner import Runner
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.speed import (
+    CompiledBackbones,
+    check_compile,
+    lay_out_like_parameters,
+    to_channels_last,
+)
+
+
+@HOOKS.register_module()
+class FastNetworksHook(Hook):
+    """Lay networks out with the channels last, and compile them for training.
+
+    It serves every model alike, a student or a teacher alone and any distillation. mmengine's own
+    ``compile`` key compiles the whole ``train_step``, in which data samples, recorders' contexts
+    and the optimizer break the graph.
+
+    Args:
+        channels_last: Layout of weights and images (:func:`mskd_plugin.speed.to_channels_last`),
+            in training and evaluation.
+        compile: Whether to compile the backbones
+            (:class:`mskd_plugin.speed.CompiledBackbones`), or a dict of arguments of
+            ``torch.compile``. The first step of each batch size takes longer. Checks before
+            training, the teacher's evaluation and validation run as without.
+
+    Raises:
+        SettingError: When built, if a setting is malformed; before training, if the model cannot
+            be compiled.
+
+    Example:
+        ``tools/train.py CONFIG --cfg-options default_hooks.networks.compile=True``
+    """
+
+    priority = "VERY_HIGH"
+
+    def __init__(
+        self, channels_last: bool = False, compile: bool | Mapping[str, Any] = False
+    ) -> None:
+        if not isinstance(channels_last, bool):
+            raise SettingError("channels_last", "True or False", repr(channels_last))
+        self.channels_last = channels_last
+        self.compile = check_compile("compile", compile)
+        self._compiled: CompiledBackbones | None = None
+        self._in_epoch = False
+
+    def before_run(self, runner: Runner) -> None:
+        """Set the layout, before other hooks copy the model."""
+        if self.channels_last:
+            to_channels_last(runner.model)
+
+    def before_train(self, runner: Runner) -> None:
+        """Prepare the compilation; lay out what a checkpoint brought."""
+        wrapper = runner.optim_wrapper
+        if self.channels_last:
+            for single in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+                lay_out_like_parameters(single.optimizer)
+        if self.compile is not None:
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            self._compiled = CompiledBackbones(model, self.compile)
+            runner.logger.info(
+                f"Compiled for training: {', '.join(self._compiled.names)}. The first steps are "
+                "slow."
+            )
+
+    def before_train_epoch(self, runner: Runner) -> None:
+        """Switch to the compiled networks."""
+        self._in_epoch = True
+        self._switch()
+
+    def after_train_epoch(self, runner: Runner) -> None:
+        """Switch back."""
+        self._in_epoch = False
+        self._switch()
+
+    def before_val(self, runner: Runner) -> None:
+        """Evaluate without; an iteration-based loop evaluates inside its epoch."""
+        self._switch(False)
+
+    def after_val(self, runner: Runner) -> None:
+        """Go on as before."""
+        self._switch()
+
+    def after_train(self, runner: Runner) -> None:
+        """Leave the model as it was, but for the layout."""
+        if self._compiled is not None:
+            self._compiled.remove()
+            self._compiled = None
+
+    def _switch(self, on: bool = True) -> None:
+        if self._compiled is not None:
+            self._compiled.enabled = on and self._in_epoch
