@@ -69,6 +69,15 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)"
     )
+    add_overrides(parser)
+    parser.add_argument(
+        "--launcher", choices=LAUNCHERS, default="none", help="how the processes are started"
+    )
+    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """Add ``--cfg-options``."""
     parser.add_argument(
         "--cfg-options",
         nargs="+",
@@ -77,10 +86,6 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="settings to override, e.g. train_cfg.max_epochs=10 train_dataloader.batch_size=32",
     )
-    parser.add_argument(
-        "--launcher", choices=LAUNCHERS, default="none", help="how the processes are started"
-    )
-    parser.add_argument("--local_rank", "--local-rank", type=int, help=argparse.SUPPRESS)
 
 
 def load_config(args: argparse.Namespace) -> Config:
