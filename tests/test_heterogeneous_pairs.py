@@ -18,6 +18,7 @@ from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
 from mskd_plugin.networks import NETWORKS, classifier, network
+from mskd_plugin.recipes.augmentation import strong_augmentation
 from mskd_plugin.weights import fit_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -190,3 +191,41 @@ def test_the_accuracies_that_the_list_of_teachers_states():
         before = text[: text.index(f"    {name}=")].splitlines()[-1]
         accuracy = published(address)["Results"][0]["Metrics"]["Top 1 Accuracy"]
         assert f"# {accuracy:.2f}" in before
+
+
+# --- Augmentation --------------------------------------------------------------------
+
+
+def test_the_augmentation_is_said_once_and_filled_with_each_data_sets_mean():
+    for data, bundle in (("cifar100", "cifar100_224_vit"), ("imagenet", "imagenet_vit")):
+        cfg = Config.fromfile(ROOT / "configs" / "_base_" / f"{bundle}.py")
+        preprocessor = cfg.data_preprocessor
+        order = slice(None, None, -1 if preprocessor.to_rgb else 1)  # of the images' channels
+        mean, std = preprocessor.mean[order], preprocessor.std[order]
+        steps = {step.type: step for step in cfg.train_dataloader.dataset.pipeline}
+        assert ("LoadImageFromFile" in steps) == (data == "imagenet")
+        assert steps["RandAugment"].hparams.pad_val == [round(m) for m in mean]
+        assert steps["RandomErasing"].fill_color == mean and steps["RandomErasing"].fill_std == std
+        interpolations = {
+            steps["RandomResizedCrop"].interpolation,
+            steps["RandAugment"].hparams.interpolation,
+        }
+        assert interpolations == {"bilinear" if data == "cifar100" else "bicubic"}
+        # rand-m9-mstd0.5-inc1, erasing 0.25, mixup 0.8, cutmix 1.0
+        rand = steps["RandAugment"]
+        assert (rand.magnitude_level, rand.magnitude_std, rand.policies) == (
+            9,
+            0.5,
+            "timm_increasing",
+        )
+        assert steps["RandomErasing"].erase_prob == 0.25
+        alphas = [augment.alpha for augment in preprocessor.batch_augments.augments]
+        assert alphas == [0.8, 1.0]
+
+
+def test_what_the_augmentation_is_given_changes_it():
+    given = {"mean": [1.0, 2.0, 3.0], "std": [4.0, 5.0, 6.0], "interpolation": "bilinear"}
+    plain = strong_augmentation(**given)
+    for name, other in (("mean", [9.0] * 3), ("std", [9.0] * 3), ("interpolation", "bicubic")):
+        assert strong_augmentation(**{**given, name: other}) != plain
+    assert strong_augmentation(**given) == plain
