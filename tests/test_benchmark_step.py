@@ -6,13 +6,18 @@ import json
 
 import pytest
 import toy
-from tool_runs import shell
+from tool_runs import forget_runs, shell
 
 from mskd_plugin.errors import SettingError
 
 ROOT = toy.ROOT
 benchmark_step = toy.tool("benchmark_step")
 DEMO = ROOT / "configs" / "demo"
+
+
+@pytest.fixture(autouse=True)
+def own_run():
+    forget_runs()
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +52,47 @@ def test_figures_fit_together(rows):
         assert 0 < rows[1]["parts (ms)"][part]
 
 
-def test_one_step_has_no_spread():
-    with pytest.raises(SettingError, match="--steps.*at least 2"):
-        benchmark_step.main([str(DEMO / "student_resnet8_digits.py"), "--steps", "1"])
+@pytest.mark.parametrize("name, value", [("steps", 1), ("warmup", -1), ("block", 0)])
+def test_bad_options_are_named(name, value):
+    config = str(DEMO / "student_resnet8_digits.py")
+    with pytest.raises(SettingError, match=rf"--{name}.*at least {value + 1}.*{value}"):
+        benchmark_step.main([config, f"--{name}", str(value)])
 
 
-def test_real_batches_are_the_configs_own():
+def test_the_fast_loop_counts_the_same_operations(rows, tmp_path):
+    file = tmp_path / "rows.json"
+    config = str(DEMO / "kd_resnet20_resnet8_digits.py")
+    options = ["--steps", "2", "--warmup", "0", "--block", "2", "--batch-size", "4"]
+    eager = ["--cfg-options", "default_hooks.networks.compile.backend=aot_eager"]
+    benchmark_step.main([config, *options, "--fast", "--json", str(file), *eager])
+    (fast,) = json.loads(file.read_text())
+    assert fast["GFLOP per image"] == rows[1]["GFLOP per image"]
+    assert fast["images per second"] == pytest.approx(4e3 / fast["ms per step"])
+    assert all(fast["parts (ms)"][part] > 0 for part in ("teacher forward", "backward", "step"))
+
+
+def test_a_block_is_timed_as_a_whole(tmp_path, monkeypatch):
+    now, waits = [0.0], []
+    monkeypatch.setattr(benchmark_step.Subject, "step", lambda self: now.__setitem__(0, now[0] + 3))
+    monkeypatch.setattr("mskd_plugin.measure.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("mskd_plugin.measure.synchronize", lambda: waits.append(now[0]))
+    monkeypatch.setattr(benchmark_step.Subject, "dissected_step", lambda self: None)
+    monkeypatch.setattr(benchmark_step, "peak_memory", lambda function: 1.0)
+    monkeypatch.setattr(benchmark_step, "matrix_rate", lambda: 1e12)
+    monkeypatch.setattr(benchmark_step.Subject, "_count_operations", lambda self: 6 * 10**12)
+    monkeypatch.setattr(benchmark_step, "markdown", lambda rows, rate: reported.extend(rows) or "")
+    monkeypatch.setattr(benchmark_step, "PARTS", ())
+    reported = []
+    config = str(DEMO / "student_resnet8_digits.py")
+    benchmark_step.main([config, "--steps", "2", "--warmup", "1", "--block", "5"])
+    assert waits == [15, 30, 30, 45]  # 5 steps of 3 seconds in each of 3 blocks
+    assert reported[0]["ms per step"] == 3e3
+    assert reported[0]["share of matrix rate"] == 2  # 6 T operations in 3 s at a rate of 1 T/s
+
+
+def test_real_batches_are_the_configs_own(tmp_path):
     args = benchmark_step.parse_args(["x", "--real", "--batch-size", "4"])
+    args.work_dir = str(tmp_path)
     subject = benchmark_step.Subject(str(DEMO / "student_resnet8_digits.py"), args)
     first, second = next(subject.batches), next(subject.batches)
     assert first["inputs"].shape == (4, 3, 32, 32)

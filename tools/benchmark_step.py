@@ -24,15 +24,19 @@ from typing import Any
 
 import torch
 from mmengine.dist import get_world_size, is_main_process
+from mmengine.hooks import RuntimeInfoHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
-from mskd_plugin.launch import build_runner, load_config, use_mixed_precision
+from mskd_plugin.hooks import DeferredRuntimeInfoHook, FastNetworksHook
+from mskd_plugin.hooks.deferred_log import DeferringMessageHub
+from mskd_plugin.launch import add_overrides, build_runner, load_config, use_mixed_precision
 from mskd_plugin.measure import by_turns, device_name, matrix_rate, peak_memory, synchronize
 
 PARTS = ("data", "teacher forward", "student forward", "connectors and losses", "backward", "step")
@@ -48,42 +52,66 @@ class Subject:
 
     def __init__(self, name: str, args: argparse.Namespace) -> None:
         self.name = Path(name).stem
-        options = {"launcher": "pytorch" if "LOCAL_RANK" in os.environ else "none"}
-        cfg = load_config(argparse.Namespace(config=name, cfg_options={}, work_dir=None, **options))
-        cfg.work_dir = tempfile.mkdtemp()
+        launcher = "pytorch" if "LOCAL_RANK" in os.environ else "none"
+        cfg = load_config(
+            argparse.Namespace(**{**vars(args), "config": name, "launcher": launcher})
+        )
         cfg.log_level = "ERROR"
         if "teacher_ckpt" in cfg.model:
             cfg.model.teacher_ckpt = None
         if args.amp:
             use_mixed_precision(cfg)
         self.batch_size = args.batch_size or cfg.train_dataloader.batch_size
-        self.classes = cfg.data_preprocessor.num_classes
         cfg.train_dataloader.batch_size = self.batch_size
         if not args.real:
             for key in ("train", "val", "test"):
                 for part in ("dataloader", "cfg", "evaluator"):
                     cfg.pop(f"{key}_{part}", None)
             wrapper, cfg.optim_wrapper, cfg.param_scheduler = cfg.optim_wrapper, None, None
-        runner = build_runner(cfg)
+        self.runner = runner = build_runner(cfg)
         self.model: nn.Module = runner.model
-        if args.channels_last:
-            self.model = self.model.to(memory_format=torch.channels_last)
         self.inner = self.model.module if is_model_wrapper(self.model) else self.model
-        self.wrapper: OptimWrapper = runner.build_optim_wrapper(
-            cfg.optim_wrapper if args.real else wrapper
-        )
-        self.batches = self._real(runner) if args.real else self._synthetic(args.side)
+        self.student = getattr(self.inner, "architecture", self.inner)
+        if args.real:
+            self.batches = self._real(runner)
+        else:
+            runner.optim_wrapper = runner.build_optim_wrapper(wrapper)
+            self.batches = self._synthetic(args.side)
+        self.wrapper: OptimWrapper = runner.optim_wrapper
         self.model.train()
+        self.log: Any = None
+        self._begin(runner)
         self.seconds: list[float] = []
         self.parts: dict[str, list[float]] = defaultdict(list)
 
+    def _begin(self, runner: Runner) -> None:
+        """Let the hooks that have a part in each step begin it; compilation comes last."""
+        networks = [hook for hook in runner.hooks if isinstance(hook, FastNetworksHook)]
+        for hook in networks:
+            hook.before_run(runner)
+        self.flops = self._count_operations()
+        for hook in networks:
+            hook.before_train(runner)
+            hook.before_train_epoch(runner)
+        for hook in runner.hooks:
+            if isinstance(hook, RuntimeInfoHook):
+                self.log = hook
+                if isinstance(hook, DeferredRuntimeInfoHook):
+                    DeferringMessageHub.adopt(runner.message_hub)
+
     def _synthetic(self, side: int | None) -> Iterator[dict[str, Any]]:
-        side = side or (224 if self.classes == 1000 else 32)
+        """Give the same images and labels again and again, from where the model is."""
+        device = next(self.model.parameters()).device
+        classes = self.student.head.num_classes
+        side = side or (224 if classes == 1000 else 32)
         generator = torch.Generator().manual_seed(0)
-        images = torch.randint(
-            0, 256, (self.batch_size, 3, side, side), dtype=torch.uint8, generator=generator
-        )
-        samples = [DataSample().set_gt_label(i % self.classes) for i in range(self.batch_size)]
+        shape = (self.batch_size, 3, side, side)
+        images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        images = images.to(device)
+        samples = [
+            DataSample(metainfo={"sample_idx": i}).set_gt_label(i % classes).to(device)
+            for i in range(self.batch_size)
+        ]
         while True:
             yield {"inputs": images, "data_samples": samples}
 
@@ -94,13 +122,15 @@ class Subject:
             yield from loader
 
     def step(self) -> None:
-        """Take one training step."""
-        self.model.train_step(next(self.batches), optim_wrapper=self.wrapper)
+        """Take one training step, and log its losses as the runner does."""
+        logged = self.model.train_step(next(self.batches), optim_wrapper=self.wrapper)
+        if self.log is not None:
+            self.log.after_train_iter(self.runner, 0, outputs=logged)
 
     def dissected_step(self) -> None:
         """Take a step and note the time of each part; the device waits at every border."""
         inner, wrapper = self.inner, self.wrapper
-        student = inner.architecture if hasattr(inner, "architecture") else inner.backbone
+        student = self.student if hasattr(inner, "distiller") else inner.backbone
         watched: list[tuple[str, Any, str]] = [
             ("student forward", student, "forward"),
             ("backward", wrapper, "backward"),
@@ -120,8 +150,8 @@ class Subject:
         for part in PARTS:
             self.parts[part].append(spent[part])
 
-    def flops(self) -> int:
-        """Count the floating point operations of one step."""
+    def _count_operations(self) -> int:
+        """Count the floating point operations of one step, of networks not compiled yet."""
         with FlopCounterMode(display=False) as counter:
             self.step()
         return int(counter.get_total_flops())
@@ -158,7 +188,7 @@ def report(subjects: list[Subject], memory: list[float], rate: float) -> list[di
     for subject, peak in zip(subjects, memory):
         median = statistics.median(subject.seconds)
         spread = statistics.quantiles(subject.seconds, n=4, method="inclusive")
-        flops = subject.flops()
+        flops = subject.flops
         rows.append(
             {
                 "config": subject.name,
@@ -218,13 +248,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "configs/mskd_r34_r18_imagenet.py --amp --batch-size 256",
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
-    parser.add_argument("--steps", type=int, default=20, help="timed steps (default: 20)")
-    parser.add_argument("--warmup", type=int, default=3, help="steps before them (default: 3)")
+    add_overrides(parser)
+    parser.add_argument("--steps", type=int, default=20, help="timed blocks of steps (default: 20)")
+    parser.add_argument("--warmup", type=int, default=3, help="blocks before them (default: 3)")
     parser.add_argument("--batch-size", type=int, help="default: each config's own")
     parser.add_argument("--side", type=int, help="side of synthetic images (default: 32 or 224)")
     parser.add_argument("--real", action="store_true", help="the config's own training images")
     parser.add_argument("--amp", action="store_true", help="mixed precision")
-    parser.add_argument("--channels-last", action="store_true", help="channels_last weights")
+    parser.add_argument(
+        "--fast", action="store_true", help="every switch of configs/_base_/fast.py, for all"
+    )
+    parser.add_argument(
+        "--block",
+        type=int,
+        default=10 if torch.cuda.is_available() else 1,
+        help="steps between two looks at the clock; in training nobody waits for a GPU after each "
+        "step (default: 10 with a GPU, else 1)",
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     return parser.parse_args(argv)
 
@@ -232,12 +272,27 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     args = parse_args(argv)
-    if args.steps < 2:
-        raise SettingError("--steps", "at least 2, to tell the spread", args.steps)
+    for name, least in (("steps", 2), ("warmup", 0), ("block", 1)):
+        if getattr(args, name) < least:
+            raise SettingError(f"--{name}", f"at least {least}", getattr(args, name))
+    with tempfile.TemporaryDirectory() as args.work_dir:
+        measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Measure and print the configs of a checked command line."""
     subjects = [Subject(config, args) for config in args.configs]
-    times = by_turns([subject.step for subject in subjects], args.steps, args.warmup)
+
+    def block(subject: Subject) -> Callable[[], None]:
+        def run() -> None:
+            for _ in range(args.block):
+                subject.step()
+
+        return run
+
+    times = by_turns([block(subject) for subject in subjects], args.steps, args.warmup)
     for subject, seconds in zip(subjects, times):
-        subject.seconds = seconds
+        subject.seconds = [taken / args.block for taken in seconds]
     for _ in range(max(2, args.steps // 2)):
         for subject in subjects:
             subject.dissected_step()
