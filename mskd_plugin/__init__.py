@@ -17,6 +17,7 @@ if any(find_spec(name) for name in ("mmengine", "mmcv", "mmpretrain", "mmrazor")
         algorithms,
         backbones,
         connectors,
+        data_preprocessor,
         datasets,
         hooks,
         losses,
