@@ -9,9 +9,11 @@ import pytest
 import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
+from torch import nn
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.launch import load_config, use_method
+from mskd_plugin.networks import NETWORKS
 from mskd_plugin.recipes import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,22 +30,30 @@ WITHOUT_FSP = {
     "wrn-40-2_shufflev1_cifar100",
     "wrn-40-2_wrn-40-1_cifar100",
 }
-#: Methods that compare maps, or maps before the ReLU, or classify regions of a map.
-OF_MAPS = {"ab", "at", "fitnet", "fsp", "ft", "nst", "ofd", "reviewkd", "sp", "vid"}
-OF_MAPS |= {"sdd_dkd", "sdd_kd", "sdd_nkd"}
-#: Methods that read the images' classes, which mixed images have not.
-OF_CLASSES = {"crd", "dkd", "nkd", "wsld"}
-#: Heterogeneous pairs, and what they cannot do. OFA is for convolutional students.
-REFUSED = {
-    f"{pair}_{data}": refused
-    for data in ("cifar100", "imagenet")
-    for pair, refused in {
-        "convnext-t_deit-t": OF_MAPS | OF_CLASSES | {"ofa"},
-        "mixer-b16_resnet18": OF_MAPS,
-        "resnet50_deit-t": OF_MAPS | OF_CLASSES | {"ofa"},
-        "swin-t_resnet18": OF_MAPS,
-    }.items()
-}
+#: Transformers and MLPs, whose stages are tokens; what compares maps lays those out as one.
+OF_TOKENS = {"deit-t", "mixer-b16", "mixer-s16", "swin-t", "vit-s"}
+#: Networks without a ReLU at the ends of their stages: all of tokens, and ConvNeXt.
+WITHOUT_RELU = OF_TOKENS | {"convnext-t"}
+#: Networks whose classifier reads something other than the average of the last map.
+NOT_POOLED = {"convnext-t", "deit-t", "vit-s"}
+#: Methods of values before the ReLU, those that classify regions, and those that read the images'
+#: classes, which mixed images have not.
+OF_RELU, OF_REGIONS = {"ab", "ofd", "reviewkd"}, {"sdd_dkd", "sdd_kd", "sdd_nkd"}
+OF_CLASSES = {"crd", "dkd", "nkd", "wsld"} | {"sdd_dkd", "sdd_kd", "sdd_nkd"}
+
+
+def refused_for(pair: str) -> set[str]:
+    """What a pair cannot do, from its name, ``<teacher>_<student>_<data>``."""
+    teacher, student, _ = pair.rsplit("_", 2)
+    names = {teacher, student}
+    refused = {"fsp"} if pair in WITHOUT_FSP or names & WITHOUT_RELU else set()
+    if names & WITHOUT_RELU:
+        refused |= OF_RELU
+    if names & NOT_POOLED:
+        refused |= OF_REGIONS
+    if student in WITHOUT_RELU:  # trained with mixup and cutmix
+        refused |= OF_CLASSES
+    return refused
 
 
 def pair_config(file: Path) -> Config:
@@ -57,10 +67,13 @@ def pair_config(file: Path) -> Config:
 
 
 @pytest.mark.parametrize("file", PAIRS, ids=lambda file: file.stem)
-def test_every_method_builds_for_the_pair(file):
+def test_every_method_builds_for_the_pair(file, monkeypatch):
     base = pair_config(file)
     # Backbones of mmpretrain compute with tensors while it is built, which the meta device cannot.
-    on_cpu = "imagenet" in file.stem or "ResNet50" in base.pair.values() or file.stem in REFUSED
+    names = {base.pair.teacher, base.pair.student}
+    on_cpu = "ResNet50" in names or any(NETWORKS[name].num_classes == 1000 for name in names)
+    for kind in (nn.Linear, nn.modules.conv._ConvNd):
+        monkeypatch.setattr(kind, "reset_parameters", lambda module: None)  # nothing is computed
     refused = set()
     for name in METHODS:
         cfg = base.copy()
@@ -77,8 +90,28 @@ def test_every_method_builds_for_the_pair(file):
         assert not any(p.requires_grad for p in model.teacher.parameters())
         in_two_phases = type(model).__name__ == "TwoPhaseDistill"
         assert in_two_phases == (name in ("ab", "fsp", "ft"))
-    expected = {"fsp"} if file.stem in WITHOUT_FSP else REFUSED.get(file.stem, set())
-    assert refused == expected
+    assert refused == refused_for(file.stem)
+
+
+def test_what_is_said_of_pairs_is_said_of_pairs_that_exist():
+    stems = {file.stem for file in PAIRS}
+    assert stems >= WITHOUT_FSP
+    assert set(METHODS) >= OF_RELU | OF_REGIONS | OF_CLASSES | {"fsp"}
+    named = {name for stem in stems for name in stem.rsplit("_", 2)[:2]}
+    assert named >= OF_TOKENS | WITHOUT_RELU | NOT_POOLED
+    tokens = {name for name, net in NETWORKS.items() if net.tokens}
+    assert {name.replace("-", "_") for name in OF_TOKENS} == tokens
+    pooled = {name for name, net in NETWORKS.items() if net.final_is_pooled}
+    assert {name.replace("-", "_") for name in NOT_POOLED} == set(NETWORKS) - pooled
+
+
+@pytest.mark.parametrize(
+    "pair, built",
+    [("swin-t_resnet18", 22), ("mixer-b16_resnet18", 22), ("convnext-t_deit-t", 15),
+     ("resnet50_deit-t", 15), ("resnet34_resnet18", 26)],
+)  # fmt: skip
+def test_how_many_of_the_26_methods_a_pair_has(pair, built):
+    assert len(METHODS) - len(refused_for(f"{pair}_imagenet")) == built
 
 
 def test_two_phases_change_the_schedule():
