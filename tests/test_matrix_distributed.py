@@ -8,6 +8,7 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import test_distributed
+import token_oracles
 import torch
 import torch.distributed as dist
 import toy
@@ -32,15 +33,19 @@ TINY = {
     "tiny_teacher": networks._cifar_resnet(8, toy.WIDTHS["teacher"]),
     # FSP needs the student's channels.
     "tiny_teacher_as_narrow": networks._cifar_resnet(14, toy.WIDTHS["student"]),
+    **token_oracles.TINY,
 }
 IMAGES, STEPS = 4, 2  # images of both processes together
+ON_TOKENS = " on tokens"
 CASES = [*METHODS, "mskd+kd", "mskd+dkd", "mskd+ft"]
-IN_TWO_PHASES = {"ab", "fsp", "ft", "mskd+ft"}
+CASES += [f"{name}{ON_TOKENS}" for name in ("at", "fitnet", "ft", "nst", "ofa", "sp", "vid")]
+IN_TWO_PHASES = {"ab", "fsp", "ft", "mskd+ft", f"ft{ON_TOKENS}"}
 
 #: Each image, and with it each process, adds its own share to the loss, which is a mean of them.
 MEAN_OF_IMAGES = {
     *("ab", "at", "dkd", "fitnet", "fsp", "ft", "kd", "ls_kd", "nkd", "nst", "ofa", "ofd"),
     *("reviewkd", "sdd_dkd", "sdd_kd", "sdd_nkd", "vid", "wsld"),
+    *(f"{name}{ON_TOKENS}" for name in ("at", "fitnet", "ft", "nst", "ofa", "vid")),
 }
 #: The loss compares images with each other or with a memory, and gathers what all processes have.
 GATHERED: dict[str, dict[str, Any]] = {
@@ -53,6 +58,7 @@ GATHERED: dict[str, dict[str, Any]] = {
 #: MSKD does so with its default, the negatives of this process.
 OF_THIS_PROCESS = {
     *("cc", "dist", "mlkd", "mskd", "mskd+dkd", "mskd+ft", "mskd+kd", "pkt", "rkd", "sp"),
+    f"sp{ON_TOKENS}",
 }
 
 
@@ -60,12 +66,16 @@ def build(name: str, seed: int, **settings: Any):
     """Return the model of a method for the tiny pair, and what the runner tells the wrapper."""
     init_default_scope("mmpretrain")
     teacher = "tiny_teacher_as_narrow" if name == "fsp" else "tiny_teacher"
+    student, on_tokens = "tiny_student", name.endswith(ON_TOKENS)
+    if on_tokens:
+        teacher, student, name = "tiny_mixer", "tiny_vit", name.removesuffix(ON_TOKENS)
     cfg = Config(
         dict(
             pair=dict(
                 teacher=teacher,
-                student="tiny_student",
+                student=student,
                 num_classes=toy.CLASSES,
+                image_side=side(on_tokens),
                 settings={name: settings},
             ),
             num_train_images=STEPS * IMAGES,
@@ -91,10 +101,15 @@ def wrap(model, find_unused_parameters: bool):
     )
 
 
-def share(step: int) -> dict[str, Any]:
+def side(on_tokens: bool) -> int:
+    return token_oracles.SIDE if on_tokens else 32
+
+
+def share(step: int, on_tokens: bool = False) -> dict[str, Any]:
     """This process's share of a step's images, their labels and indices."""
     generator = torch.Generator().manual_seed(step)
-    images = 255 * torch.rand(IMAGES, 3, 32, 32, generator=generator)
+    size = side(on_tokens)
+    images = 255 * torch.rand(IMAGES, 3, size, size, generator=generator)
     samples = [
         DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % toy.CLASSES)
         for i in range(step * IMAGES, (step + 1) * IMAGES)
@@ -131,7 +146,8 @@ def _train(name: str) -> list[dict]:
             optimizer.state.clear()  # as PhaseHook does
         wrapped.train()
         before = values(model.student.named_parameters())
-        logged = [wrapped.train_step(share(step), optim_wrapper) for step in range(STEPS)]
+        batches = [share(step, name.endswith(ON_TOKENS)) for step in range(STEPS)]
+        logged = [wrapped.train_step(batch, optim_wrapper) for batch in batches]
         losses = model.distiller.distill_losses.values()
         reports.append(
             dict(
@@ -159,7 +175,8 @@ def test_two_processes_take_steps_alike(both, name):
             assert all(np.isfinite(list(log.values())).all() for log in report["logged"])
             assert not report["unused"]
             # The paraphraser of FT learns before the student does.
-            assert report["student_moved"] == (not name.endswith("ft") or phase == 2)
+            of_ft = name.removesuffix(ON_TOKENS).endswith("ft")
+            assert report["student_moved"] == (not of_ft or phase == 2)
         own, other = reports
         np.testing.assert_equal(own["parameters"], other["parameters"])
         np.testing.assert_equal(own["memories"], other["memories"])
@@ -182,7 +199,7 @@ def _gradients(name: str, settings: dict) -> list[tuple[float, np.ndarray]]:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        data = share(0)
+        data = share(0, name.endswith(ON_TOKENS))
         data["inputs"] = (data["inputs"].double() - 127) / 80
         loss, _ = model.parse_losses(wrapped(**data, mode="loss"))
         loss.backward()
