@@ -21,6 +21,7 @@ if any(find_spec(name) for name in ("mmengine", "mmcv", "mmpretrain", "mmrazor")
         datasets,
         hooks,
         losses,
+        necks,
         optim,
         recorders,
         schedule,
