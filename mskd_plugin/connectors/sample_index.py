@@ -25,10 +25,12 @@ class SampleIndex(BaseModule):
         connectors=dict(sample_idx=dict(type="SampleIndex"))
         ...=dict(recorder="data_samples", from_student=True, data_idx=1, connector="sample_idx")
 
-    Under ``ConcatDataset`` the numbers begin anew with each part, so that images share one.
+    One data sample for a whole batch, as ``collate_batch`` and ``InMemoryImages`` give it, holds
+    the indices of all its images. Under ``ConcatDataset`` the numbers begin anew with each part, so
+    that images share one.
 
     Shapes:
-        A list of N data samples in; an int64 tensor (N,) on the CPU out.
+        A list of data samples of N images in; an int64 tensor (N,) on the CPU out.
 
     Raises:
         SettingError: If a data sample has no ``sample_idx``.
@@ -48,4 +50,6 @@ class SampleIndex(BaseModule):
                     "names with 'sample_idx' among them, which this method reads",
                     f"data samples with {sorted(sample.all_keys())} alone",
                 )
+        if len(data_samples) == 1:
+            return torch.as_tensor(data_samples[0].sample_idx).reshape(-1)
         return torch.tensor([int(sample.sample_idx) for sample in data_samples])

@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
-from mmengine.dataset import BaseDataset, pseudo_collate
+from mmengine.dataset import BaseDataset
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmrazor.models.distillers import ConfigurableDistiller
 from torch import nn
+from torch.utils.data import DataLoader
 from torch.utils.hooks import RemovableHandle
 
+from mskd_plugin.datasets import BatchSample
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
@@ -37,6 +40,8 @@ def check_data_roots(cfg: ConfigDict) -> None:
     """
     for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
         dataset = (cfg.get(loader) or {}).get("dataset") or {}
+        while "data_root" not in dataset and isinstance(dataset.get("dataset"), dict):
+            dataset = dataset["dataset"]  # inside a wrapper
         root = dataset.get("data_root")
         if root and not dataset.get("download") and "://" not in root and not Path(root).is_dir():
             raise SettingError(
@@ -76,13 +81,14 @@ class PreflightHook(Hook):
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         check_batch_size(runner)
         check_data(runner.train_dataloader.dataset, model)
+        check_labels(runner.train_dataloader, model)
         check_warmup_hook(runner, model)
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
             check_teacher(model, teacher)
         if isinstance(getattr(model, "distiller", None), ConfigurableDistiller):
             with _unchanged(model), runner.optim_wrapper.optim_context(model):
-                check_losses(model, runner.train_dataloader.dataset)
+                check_losses(model, runner.train_dataloader)
             tell_accumulation(runner)
         runner.logger.info("Preflight passed: data, teacher, recorders, connectors and losses.")
 
@@ -133,6 +139,21 @@ def check_data(dataset: BaseDataset, model: BaseModel) -> None:
             )
 
 
+def check_labels(loader: DataLoader, model: BaseModel) -> None:
+    """Check that labels which become scores of each image come with a data sample for each."""
+    if not getattr(model.data_preprocessor, "to_onehot", False):  # batch augments set it, too
+        return
+    with unchanged_random_state():
+        samples = two_images(loader)["data_samples"]
+    if isinstance(samples[0], BatchSample):
+        raise SettingError(
+            "train_dataloader.collate_fn",
+            "one that keeps a data sample for each image, as batch augments and one-hot labels of "
+            "the data preprocessor need it",
+            "'collate_batch'",
+        )
+
+
 def check_warmup_hook(runner: Runner, model: BaseModel) -> None:
     """Check that the warm-up of losses is not asked for in vain."""
     warmup = getattr(model, "loss_warmup", None)
@@ -166,10 +187,9 @@ def check_teacher(model: BaseModel, teacher: nn.Module) -> None:
             )
 
 
-def check_losses(model: BaseModel, dataset: BaseDataset) -> None:
+def check_losses(model: BaseModel, loader: DataLoader) -> None:
     """Send two training images through recorders, connectors and losses."""
-    samples = [dataset[i % len(dataset)] for i in range(2)]
-    data = model.data_preprocessor(pseudo_collate(samples), True)
+    data = model.data_preprocessor(two_images(loader), True)
     handles = _watch_categorization(model)
     try:
         losses = model(**data, mode="loss")
@@ -185,6 +205,27 @@ def check_losses(model: BaseModel, dataset: BaseDataset) -> None:
     for name, value in losses.items():
         if not torch.isfinite(torch.as_tensor(value)).all():
             raise SettingError(name, "a finite loss on two training images", f"{value}")
+
+
+def two_images(loader: DataLoader) -> dict[str, Any]:
+    """Read two training images as the data loader would.
+
+    Raises:
+        SettingError: If the loader cannot join them.
+    """
+    dataset: Any = loader.dataset
+    indices = [i % len(dataset) for i in range(2)]
+    # What torch's loader prefers where a data set has it.
+    read = getattr(dataset, "__getitems__", None)
+    items = read(indices) if read else [dataset[i] for i in indices]
+    try:
+        return loader.collate_fn(items)
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        raise SettingError(
+            "train_dataloader.collate_fn",
+            "a function that joins what the data set gives (for InMemoryImages 'collate_batch')",
+            f"{type(error).__name__} on two training images: {error}",
+        ) from error
 
 
 def _watch_categorization(model: BaseModel) -> list[RemovableHandle]:
