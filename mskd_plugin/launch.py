@@ -90,7 +90,7 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
 
 def load_config(args: argparse.Namespace) -> Config:
     """Read ``args.config`` and apply the options of :func:`add_common_options`, and ``args.fast``
-    where there is one.
+    and ``args.in_memory`` where there are any.
 
     Raises:
         SettingError: If the file is missing or no config, or an option begins with a key that the
@@ -126,6 +126,9 @@ def load_config(args: argparse.Namespace) -> Config:
         cfg.merge_from_dict(args.cfg_options)
     except (KeyError, TypeError) as error:
         raise SettingError("--cfg-options", f"settings of {args.config}", error) from error
+    # After the options, which name the data sets' own settings.
+    if cfg.pop("in_memory", False) or getattr(args, "in_memory", False):
+        use_in_memory(cfg)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{stem}"
     return cfg
@@ -307,6 +310,76 @@ def _computes_fused(optimizer: ConfigDict) -> bool:
     except (TypeError, RuntimeError):
         return False
     return True
+
+
+def use_in_memory(cfg: Config) -> None:
+    """Hold small images in memory on the training device, and crop and flip them by the batch.
+
+    ``RandomCrop`` and ``RandomFlip`` of the training pipeline become settings of
+    :class:`~mskd_plugin.datasets.InMemoryImages` around each data set. What is left of the
+    pipelines runs once for each image.
+
+    Args:
+        cfg: The config. Its data loaders and data preprocessors are changed; loaders whose images
+            are in memory already stay.
+
+    Raises:
+        SettingError: If crops and flips are not the last random transforms of the training pipeline
+            or have other settings than ``crop_size``, ``padding`` and ``prob``, or the data
+            preprocessor mixes images.
+    """
+    for stage in ("train", "val", "test"):
+        loader = cfg.get(f"{stage}_dataloader")
+        if not loader or loader.dataset.type == "InMemoryImages":
+            continue
+        training = stage == "train"
+        settings = _take_crop_and_flip(loader.dataset) if training else {"batch_labels": False}
+        loader.dataset = {"type": "InMemoryImages", "dataset": loader.dataset, **settings}
+        loader.update(num_workers=0, persistent_workers=False, pin_memory=False)
+        loader.collate_fn = {"type": "collate_batch"}
+        loader.pop("prefetch_factor", None)
+    for preprocessor in (cfg.get("data_preprocessor"), cfg.model.get("data_preprocessor")):
+        if not preprocessor:
+            continue
+        for key in ("batch_augments", "to_onehot"):
+            if preprocessor.get(key):
+                raise SettingError(
+                    f"data_preprocessor.{key}",
+                    "off with images in memory, whose labels come as one tensor",
+                    preprocessor[key],
+                )
+        kind = preprocessor.get("type", "")
+        if isinstance(kind, str) and kind.split(".")[-1] == "ClsDataPreprocessor":
+            preprocessor.type = kind.replace("ClsDataPreprocessor", "BatchDataPreprocessor")
+
+
+def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:
+    """Take the crop and the flip out of a training pipeline, as settings of ``InMemoryImages``."""
+    while "pipeline" not in dataset and "dataset" in dataset:
+        dataset = dataset.dataset  # inside a wrapper
+    pipeline, settings = list(dataset.get("pipeline", [])), {}
+    packing = pipeline.pop() if pipeline else {}
+    expected = {"RandomCrop", "RandomFlip"}
+    while pipeline and (kind := str(pipeline[-1].type).split(".")[-1]) in expected:
+        expected.remove(kind)  # a second one stays, and InMemoryImages refuses it
+        transform = pipeline.pop()
+        given = {"direction": "horizontal", **transform}
+        known = {"type", "direction", "crop_size", "padding"}
+        if kind == "RandomCrop":
+            settings["crop_size"] = given["crop_size"]
+            settings["padding"] = given.get("padding") or 0
+        else:
+            settings["flip_prob"] = given.get("prob")
+            known = {"type", "direction", "prob"}
+        if given.keys() - known or given["direction"] != "horizontal" or None in settings.values():
+            raise SettingError(
+                "train_dataloader.dataset.pipeline",
+                "one whose RandomCrop has crop_size and padding alone, and whose RandomFlip a prob "
+                "and no direction but horizontal, to be held in memory",
+                dict(transform),
+            )
+    dataset.pipeline = [*pipeline, packing]
+    return settings
 
 
 def check_work_dir(cfg: Config) -> None:

@@ -46,6 +46,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "networks, fused optimizer, teacher in inference mode, log without waiting",
     )
     parser.add_argument(
+        "--in-memory",
+        action="store_true",
+        help="hold the images in memory, on the GPU where there is one, and crop and flip them by "
+        "the batch; for small images with RandomCrop and RandomFlip, as CIFAR's",
+    )
+    parser.add_argument(
         "--resume",
         nargs="?",
         const="auto",
