@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from pathlib import Path
 
 import pytest
@@ -156,5 +157,9 @@ def test_the_list_shows_what_works(capsys):
     assert "| mskd | x | x |" in printed
     assert "| fsp | x | a |" in printed
     assert "a: Expected `pair` to be of networks with equal channels" in printed
+    assert "     2: [16, 16, 32, 64] in wrn_40_1 and [16, 32, 64, 128] in wrn_40_2." in printed
+    letters = list(itertools.islice(tool._letters(), 30))
+    assert letters[:3] == ["a", "b", "c"] and letters[22:27] == ["w", "y", "z", "aa", "ab"]
+    assert len(set(letters)) == 30 and "x" not in letters
     with pytest.raises(SettingError, match="--pair.*'nothing'"):
         tool.main(["--pair", "nothing"])

@@ -6,6 +6,9 @@ python tools/list_configs.py
 from __future__ import annotations
 
 import argparse
+import itertools
+import string
+from collections.abc import Iterator
 from pathlib import Path
 
 from mmengine.config import Config
@@ -50,18 +53,36 @@ def main(argv: list[str] | None = None) -> None:
     pairs, refusals = matrix(args.pair)
     if not pairs:
         raise SettingError("--pair", f"part of a name in {PAIRS}", repr(args.pair))
-    reasons = sorted({reason for row in refusals.values() for reason in row.values() if reason})
+    # One letter for each expectation, and behind it what the pairs have instead.
+    reasons: dict[str, dict[str, list[int]]] = {}
+    for row in refusals.values():
+        for number, pair in enumerate(pairs, start=1):
+            if row[pair]:
+                expected, _, got = row[pair].partition(", but got ")
+                reasons.setdefault(expected, {}).setdefault(got, []).append(number)
+    letters = dict(zip(sorted(reasons), _letters()))
     print("Pairs:")
     for number, pair in enumerate(pairs, start=1):
         print(f"  {number:>2}  {pair}")
     print("\n| method | " + " | ".join(str(n) for n in range(1, len(pairs) + 1)) + " |")
     print("| --- " * (len(pairs) + 1) + "|")
     for name, row in refusals.items():
-        cells = [chr(ord("a") + reasons.index(row[p])) if row[p] else "x" for p in pairs]
+        cells = [letters[row[p].partition(", but got ")[0]] if row[p] else "x" for p in pairs]
         print(f"| {name} | " + " | ".join(cells) + " |")
     print("\nx: works.")
-    for index, reason in enumerate(reasons):
-        print(f"{chr(ord('a') + index)}: {reason}")
+    for expected, letter in letters.items():
+        print(f"{letter}: {expected}, but got")
+        for got, numbers in reasons[expected].items():
+            distinct = ", ".join(str(number) for number in sorted(set(numbers)))
+            print(f"     {distinct}: {got}")
+
+
+def _letters() -> Iterator[str]:
+    """Yield a, b, ..., z, aa, ab, ... without x."""
+    for length in itertools.count(1):
+        for letters in itertools.product(string.ascii_lowercase, repeat=length):
+            if letters != ("x",):
+                yield "".join(letters)
 
 
 if __name__ == "__main__":
