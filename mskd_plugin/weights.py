@@ -28,6 +28,7 @@ STUDENT_PREFIX = "architecture."
 WRAPPERS = ("state_dict", "model", "net")
 
 _CLASSIFIER = re.compile(r"^(fc|classifier|linear)\.(\d+\.)?(?=(weight|bias)$)")
+_TIMM_CLASSIFIER = re.compile(r"^(fc|classifier|head|head\.fc)\.(?=(weight|bias)$)")
 _SHORTCUT = re.compile(r"^(layer\d+\.\d+)\.shortcut\.")
 # A vision transformer's classifier in mmpretrain, and what its older Swin transformers called their
 # last normalisation; the tables that those also saved are computed today.
@@ -209,8 +210,8 @@ def _from_plain_network(weights: Weights) -> Weights:
 
 def _from_timm(weights: Weights) -> Weights:
     def name(key: str) -> str:
-        new = _CLASSIFIER.sub("head.fc.", key)
-        return new if new != key else f"backbone.timm_model.{key}"
+        end = _TIMM_CLASSIFIER.match(key)
+        return f"head.fc.{key[end.end() :]}" if end else f"backbone.timm_model.{key}"
 
     return _renamed(weights, name)
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import mskd_plugin  # noqa: F401  (registers backbones)
 from mskd_plugin.errors import SettingError
+from mskd_plugin.necks import TokenPooling
 from mskd_plugin.networks import NETWORKS, classifier, network
 
 # Of the benchmark's own code with 100 classes: parameters, state_dict keys, multiply-adds in
@@ -279,3 +280,29 @@ def test_class_counts_that_cannot_work() -> None:
             SettingError, match="Expected `num_classes` to be a positive whole number"
         ):
             classifier("resnet8", count)
+
+
+@pytest.mark.parametrize("class_tokens", [0, 2])
+@pytest.mark.parametrize("average", [True, False])
+def test_token_pooling_is_an_average_of_positions_or_the_first_token(
+    class_tokens: int, average: bool
+) -> None:
+    if not average and not class_tokens:
+        with pytest.raises(SettingError, match="`class_tokens` to be at least 1"):
+            TokenPooling(class_tokens, average)
+        return
+    tokens = torch.randn(3, 7, 5, dtype=torch.float64)
+    (pooled,) = TokenPooling(class_tokens, average)((tokens[:, :1], tokens))
+    expected = tokens[:, 0]
+    if average:
+        expected = sum(tokens[:, i] for i in range(class_tokens, 7)) / (7 - class_tokens)
+    torch.testing.assert_close(pooled, expected)
+
+
+def test_token_pooling_refuses_what_it_cannot_pool() -> None:
+    for wrong in (-1, True, "1"):
+        with pytest.raises(SettingError, match="`class_tokens` to be an integer of at least 0"):
+            TokenPooling(wrong)
+    for wrong in (torch.zeros(2, 4, 3, 3), torch.zeros(2, 1, 4)):
+        with pytest.raises(SettingError, match="more than 1 tokens"):
+            TokenPooling(1)((wrong,))

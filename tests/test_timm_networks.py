@@ -16,6 +16,7 @@ from torch import nn
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier, network
+from mskd_plugin.recipes import distill, mskd
 from mskd_plugin.timm_networks import timm_network
 from mskd_plugin.weights import load_weights
 
@@ -25,11 +26,14 @@ WIDTHS = (4, 6, 8, 12, 16)
 
 
 class Net(nn.Module):
-    """As timm's networks are used: stages that ``feature_info`` lists, and a classifier."""
+    """As timm's networks are used: stages that ``feature_info`` lists, and a classifier of the
+    average."""
 
-    def __init__(self, gives_maps: bool = True) -> None:
+    num_prefix_tokens = 0
+
+    def __init__(self) -> None:
         super().__init__()
-        self.num_features, self.gives_maps = WIDTHS[-1], gives_maps
+        self.num_features, self.pools = WIDTHS[-1], True
         for index, (before, after) in enumerate(zip((3, *WIDTHS), WIDTHS)):
             self.add_module(f"layer{index}", nn.Conv2d(before, after, 3, stride=2, padding=1))
         self.feature_info = [
@@ -37,15 +41,119 @@ class Net(nn.Module):
             for i, width in enumerate(WIDTHS)
         ]
         self.fc: nn.Module = nn.Linear(WIDTHS[-1], 1000)
+        nn.init.zeros_(self.fc.weight)  # as several of timm's start
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
 
     def reset_classifier(self, num_classes: int, global_pool: str) -> None:
         assert (num_classes, global_pool) == (0, "")
-        self.fc = nn.Identity()
+        self.fc, self.pools = nn.Identity(), False
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def features(self, x: torch.Tensor) -> torch.Tensor:
         for index in range(len(WIDTHS)):
             x = getattr(self, f"layer{index}")(x)
-        return x if self.gives_maps else x.flatten(2).mT
+        return x
+
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((2, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.features(x)
+        return self.fc(self.pooled(x)) if self.pools else x
+
+
+class NormedNet(Net):
+    """Normalises the average, as ConvNeXt does."""
+
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.layer_norm(x.mean((2, 3)), (WIDTHS[-1],))
+
+
+class TwoHeadedNet(Net):
+    """Has two classifiers."""
+
+    def get_classifier(self) -> nn.Module:
+        return (self.fc, self.fc)
+
+
+class TokenNet(Net):
+    """Tokens of 12 blocks, with or without class tokens in front, and a classifier called head."""
+
+    width = 6
+
+    def __init__(self, class_tokens: int = 0, average: bool = True) -> None:
+        super().__init__()
+        for index in range(len(WIDTHS)):
+            delattr(self, f"layer{index}")
+        del self.fc
+        self.num_prefix_tokens, self.average = class_tokens, average
+        self.stem = nn.Conv2d(3, self.width, 16, stride=16)
+        self.cls_token = nn.Parameter(torch.randn(1, class_tokens, self.width))
+        self.blocks = nn.Sequential(*[nn.Linear(self.width, self.width) for _ in range(12)])
+        self.feature_info = [{"num_chs": self.width, "module": f"blocks.{i}"} for i in range(12)]
+        self.head: nn.Module = nn.Linear(self.width, 1000)
+
+    def get_classifier(self) -> nn.Module:
+        return self.head
+
+    def reset_classifier(self, num_classes: int, global_pool: str) -> None:
+        self.head, self.pools = nn.Identity(), False
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        assert x.shape[2] == 224, "Input height doesn't match model"
+        patches = self.stem(x).flatten(2).mT
+        tokens = torch.cat([self.cls_token.expand(len(x), -1, -1), patches], dim=1)
+        return self.blocks(tokens)
+
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        return x[:, self.num_prefix_tokens :].mean(1) if self.average else x[:, 0]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.features(x)
+        return self.head(self.pooled(x)) if self.pools else x
+
+
+class GridNet(Net):
+    """Gives its maps as (N, H, W, C), as timm's Swin transformers do."""
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return super().features(x).permute(0, 2, 3, 1)
+
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        return x.mean((1, 2))
+
+
+class VectorNet(Net):
+    """Gives no maps."""
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return super().features(x).mean((2, 3))
+
+    def pooled(self, x: torch.Tensor) -> torch.Tensor:
+        return x
+
+
+class SilentNet(Net):
+    """Lists nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature_info = []
+
+
+NETS = {
+    "resnet50d": Net,
+    "mlp": TokenNet,
+    "vit": lambda: TokenNet(1, average=False),
+    "registers": lambda: TokenNet(3, average=False),
+    "vit_gap": lambda: TokenNet(1, average=True),
+    "normed": NormedNet,
+    "two_heads": TwoHeadedNet,
+    "grid": GridNet,
+    "vector": VectorNet,
+    "silent": SilentNet,
+}
 
 
 @pytest.fixture
@@ -54,9 +162,9 @@ def timm(monkeypatch):
 
     def create_model(model_name, pretrained=False, **settings):
         assert not pretrained
-        if model_name not in ("resnet50d", "tokens"):
+        if model_name not in NETS:
             raise RuntimeError(f"Unknown model ({model_name})")
-        return Net(gives_maps=model_name != "tokens")
+        return NETS[model_name]()
 
     module.create_model = create_model
     monkeypatch.setitem(sys.modules, "timm", module)
@@ -74,20 +182,77 @@ def test_the_stages_are_what_timm_lists(timm):
     assert net.final == ("backbone.timm_model", 16) and net.width == 16
     init_default_scope("mmpretrain")
     model = MODELS.build(classifier("timm:resnet50d", 10)).eval()
+    nn.init.normal_(model.head.fc.weight)
     images = torch.randn(2, 3, 64, 64)
     features = model.backbone.timm_model(images)
     torch.testing.assert_close(model(images), model.head.fc(features.mean((2, 3))))
 
 
-def test_timms_own_weights_fit(timm, tmp_path):
+@pytest.mark.parametrize(
+    "name, class_tokens, average",
+    [("mlp", 0, True), ("vit", 1, False), ("registers", 3, False), ("vit_gap", 1, True)],
+)
+def test_token_networks_and_what_they_classify(timm, name, class_tokens, average):
+    net = network(f"timm:{name}")
+    quarters = [f"backbone.timm_model.blocks.{block}" for block in (2, 5, 8, 11)]
+    assert net.stages == tuple((quarter, 6) for quarter in quarters)
+    assert net.tokens and net.class_tokens == class_tokens
+    assert net.final == ("backbone.timm_model", 6) and net.width == 6
+    assert net.final_is_pooled == average
+    assert net.neck == dict(type="TokenPooling", class_tokens=class_tokens, average=average)
+
+
+def test_describing_a_network_draws_no_random_numbers(timm):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    network("timm:vit")
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("name", ["resnet50d", "mlp", "vit", "registers", "vit_gap"])
+def test_timms_own_weights_fit_and_give_its_own_logits(timm, name, tmp_path):
     init_default_scope("mmpretrain")
-    own = Net()
+    own = NETS[name]().eval()
+    nn.init.normal_(own.get_classifier().weight)
     torch.save(own.state_dict(), tmp_path / "timm.pth")
-    model = MODELS.build(classifier("timm:resnet50d", 1000))
+    model = MODELS.build(classifier(f"timm:{name}", 1000))
     assert load_weights(model, tmp_path / "timm.pth") == "timm"
-    images = torch.randn(1, 3, 64, 64)
-    expected = own.fc(own(images).mean((2, 3)))
-    torch.testing.assert_close(model.eval()(images), expected)
+    images = torch.randn(2, 3, 224, 224, dtype=torch.float64)
+    torch.testing.assert_close(model.double().eval()(images), own.double()(images))
+
+
+def test_a_classifier_under_head_fc(timm, tmp_path):
+    init_default_scope("mmpretrain")
+    weights = {
+        key.replace("fc.", "head.fc."): value.clone() for key, value in Net().state_dict().items()
+    }
+    model = MODELS.build(classifier("timm:resnet50d", 1000))
+    for extra, refused in (({}, False), ({"head.norm.weight": torch.ones(16)}, True)):
+        torch.save(weights | extra, tmp_path / "timm.pth")
+        if refused:
+            with pytest.raises(SettingError, match="unexpected keys: .*head.norm.weight"):
+                load_weights(model, tmp_path / "timm.pth")
+        else:
+            assert load_weights(model, tmp_path / "timm.pth") == "timm"
+
+
+@pytest.mark.parametrize("teacher, student", [("timm:vit", "resnet18"), ("resnet18", "timm:mlp")])
+def test_mskd_on_token_networks_of_timm(timm, teacher, student):
+    base = {
+        "pair": {"teacher": teacher, "student": student, "num_classes": 10},
+        "data_preprocessor": {"type": "ClsDataPreprocessor", "mean": [0.0] * 3, "std": [1.0] * 3},
+    }
+    init_default_scope("mmpretrain")
+    torch.manual_seed(0)
+    model = MODELS.build({**distill(base, mskd(base)), "_scope_": "mmrazor"})
+    samples = [DataSample().set_gt_label(label) for label in (3, 5)]
+    losses = model(torch.randn(2, 3, 224, 224), samples, mode="loss")
+    (name,) = [key for key in losses if key.startswith("distill.loss_")]
+    losses[name].backward()
+    assert losses[name] > 0 and losses[name].isfinite()
+    grads = [p.grad for p in model.student.backbone.parameters() if p.grad is not None]
+    assert sum(grad.abs().sum() for grad in grads) > 0
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -107,8 +272,20 @@ def test_the_pair_takes_a_step(timm, file):
 def test_refusals(timm, monkeypatch):
     with pytest.raises(SettingError, match=r"network of timm's, but got 'timm:nothing'.*Unknown"):
         network("timm:nothing")
-    with pytest.raises(SettingError, match=r"gives maps.*'timm:tokens' .*\(1, 49, 16\)"):
-        network("timm:tokens")
+    refusals = {
+        "normed": r"average of its last maps.*'timm:normed', .*\(1, 16, 7, 7\) otherwise",
+        "grid": r"average of its last maps.*'timm:grid', .*\(1, 7, 7, 16\) otherwise",
+        "two_heads": r"one linear classifier.*'timm:two_heads' with a tuple",
+        "vector": r"gives maps .* or tokens .*'timm:vector' .*\(1, 16\)",
+        "silent": r"lists its stages.*'timm:silent' with none",
+    }
+    for name, match in refusals.items():
+        with pytest.raises(SettingError, match=match):
+            network(f"timm:{name}")
+    with monkeypatch.context() as patch:
+        patch.setattr("mskd_plugin.timm_networks._SIDE", 192)
+        with pytest.raises(SettingError, match=r"192 x 192.*'timm:mlp'.*doesn't match"):
+            network("timm:mlp")
     monkeypatch.setitem(sys.modules, "timm", None)
     timm_network.cache_clear()
     with pytest.raises(SettingError, match=r"'timm:resnet50d' without timm.*pip install timm"):
