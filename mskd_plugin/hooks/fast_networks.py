@@ -56,15 +56,14 @@ class FastNetworksHook(Hook):
         self._compiled: CompiledBackbones | None = None
         self._in_epoch = False
 
-    def before_run(self, runner: Runner) -> None:
-        """Set the layout, before other hooks copy the model."""
-        if self.channels_last:
-            to_channels_last(runner.model)
-
     def before_train(self, runner: Runner) -> None:
-        """Prepare the compilation; lay out what a checkpoint brought."""
+        """Set the layout, of what a checkpoint brought too, and prepare the compilation.
+
+        Not before: weights of another layout would be drawn in another order.
+        """
         wrapper = runner.optim_wrapper
         if self.channels_last:
+            self._lay_out(runner)
             for single in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
                 lay_out_like_parameters(single.optimizer)
         if self.compile is not None:
@@ -86,18 +85,29 @@ class FastNetworksHook(Hook):
         self._switch()
 
     def before_val(self, runner: Runner) -> None:
-        """Evaluate without; an iteration-based loop evaluates inside its epoch."""
+        """Evaluate without the compiled networks; an iteration-based loop evaluates inside its
+        epoch.
+        """
+        self._lay_out(runner)
         self._switch(False)
 
     def after_val(self, runner: Runner) -> None:
         """Go on as before."""
         self._switch()
 
+    def before_test(self, runner: Runner) -> None:
+        """Set the layout."""
+        self._lay_out(runner)
+
     def after_train(self, runner: Runner) -> None:
         """Leave the model as it was, but for the layout."""
         if self._compiled is not None:
             self._compiled.remove()
             self._compiled = None
+
+    def _lay_out(self, runner: Runner) -> None:
+        if self.channels_last:
+            to_channels_last(runner.model)
 
     def _switch(self, on: bool = True) -> None:
         if self._compiled is not None:
