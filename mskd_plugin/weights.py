@@ -17,6 +17,7 @@ from mmengine.runner.checkpoint import get_torchvision_models
 from torch import Tensor, nn
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.normalization import check_normalization
 from mskd_plugin.plain_pickle import load_plain
 
 Weights = dict[str, Tensor]
@@ -39,7 +40,13 @@ _HASH_IN_NAME = re.compile(r"-([a-f0-9]{8,})\.")
 _REFUSED_OBJECT = re.compile(r"GLOBAL ([\w.]+)")
 
 
-def load_weights(model: nn.Module, source: str | Path, *, setting: str = "teacher_ckpt") -> str:
+def load_weights(
+    model: nn.Module,
+    source: str | Path,
+    *,
+    setting: str = "teacher_ckpt",
+    data_preprocessor: nn.Module | None = None,
+) -> str:
     """Load a classifier's weights: every key found, none left over, all shapes equal.
 
     Read are checkpoints of mmpretrain, with its heads of vision transformers and its names for Swin
@@ -54,16 +61,22 @@ def load_weights(model: nn.Module, source: str | Path, *, setting: str = "teache
         source: A path, an ``http(s)://`` address, or ``torchvision://<name>``,
             ``torchvision://resnet34`` for one.
         setting: Name of the setting that ``source`` comes from, for errors.
+        data_preprocessor: What normalises the model's images, to be compared with what a checkpoint
+            of MMEngine says of its own training. Default: None, not compared.
 
     Returns:
         The layout found, a key of :data:`LAYOUTS`.
 
     Raises:
-        SettingError: If there is no such file, it holds more than plain data, or the weights do not
-            fit; the last lists missing keys, unexpected keys and differing shapes.
+        SettingError: If there is no such file, it holds more than plain data, the weights do not
+            fit, or they want images of another mean and std; what does not fit is told by missing
+            keys, unexpected keys and differing shapes.
     """
-    weights = weights_of(read_checkpoint(source, setting=setting), source, setting=setting)
+    checkpoint = read_checkpoint(source, setting=setting)
+    weights = weights_of(checkpoint, source, setting=setting)
     layout, fitted = fit_weights(model, weights, source, setting=setting)
+    if data_preprocessor is not None:
+        check_normalization(checkpoint, data_preprocessor, source, setting=setting)
     model.load_state_dict(fitted, strict=True)
     return layout
 

@@ -117,7 +117,12 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         self.loss_warmup = warmup
         self.teacher_source = teacher_source or _pretrained_source(self.teacher)
         if teacher_ckpt is not None:
-            load_weights(self.teacher, teacher_ckpt, setting="teacher_ckpt")
+            load_weights(
+                self.teacher,
+                teacher_ckpt,
+                setting="teacher_ckpt",
+                data_preprocessor=self.data_preprocessor,
+            )
             self.teacher._is_init = True  # else `init_weights` would overwrite them
             self.teacher_source = teacher_ckpt
         if teacher_inference_mode and (self.teacher_trainable or self._delivers()):
