@@ -77,7 +77,9 @@ class BatchDataPreprocessor(ClsDataPreprocessor):
         if self.mean is not None:
             inputs = inputs.sub_(self.mean).div_(self.std)
         samples = data.get("data_samples")
-        for sample in samples or ():
-            if isinstance(sample, BatchSample):  # else the base class moves all labels at once
-                sample.set_gt_label(sample.gt_label.to(self.device, non_blocking=True))
+        if samples and isinstance(samples[0], BatchSample):
+            for sample in samples:
+                sample.set_field(sample.gt_label.to(self.device, non_blocking=True), "gt_label")
+            if self.pad_size_divisor == 1 and not self.to_onehot:
+                return {"inputs": inputs, "data_samples": samples}  # nothing is left to do
         return super().forward({"inputs": inputs, "data_samples": samples}, training)

@@ -39,7 +39,7 @@ class BatchSample(DataSample):
             sample_idx: (N,) int64.
         """
         sample = cls()
-        sample.set_gt_label(labels)
+        sample.set_field(labels, "gt_label")
         if sample_idx is not None:
             sample.set_field(sample_idx, "sample_idx", field_type="metainfo")
         return sample

@@ -95,7 +95,9 @@ class InMemoryImages(Dataset):
         self.crop_size = _crop_size(crop_size, tuple(images.shape[-2:]), tuple(self._shape[-2:]))
         parts = [padded, padded.flip(-1)] if flip_prob else [padded]
         # The last crops reach over the end of the last image.
-        self._pixels = torch.cat([*parts, padded.new_zeros(1, *self._shape)]).flatten()
+        pixels = torch.cat([*parts, padded.new_zeros(1, *self._shape)]).flatten()
+        # From each pixel what follows it in memory, for the size of an image; a view.
+        self._reaches = pixels.unfold(0, self._shape.numel(), 1)
 
     def __len__(self) -> int:  # noqa: D105
         return len(self.samples)
@@ -149,8 +151,7 @@ class InMemoryImages(Dataset):
         Returns:
             (n, C, height, width) uint8, not contiguous.
         """
-        channels, height, width = self._shape
-        size = channels * height * width
+        size, width = self._shape.numel(), self._shape[-1]
         start = rows * size
         if flip is not None:
             start = start.add_(flip, alpha=len(self) * size)
@@ -158,10 +159,9 @@ class InMemoryImages(Dataset):
             start = start.add_(top, alpha=width)
         if left is not None:
             start = start.add_(left)
-        # All that follows a window's first pixel in memory, for the size of an image.
-        reach = self._pixels.unfold(0, size, 1).index_select(0, start)
+        reaches = self._reaches.index_select(0, start).view(-1, *self._shape)
         crop_height, crop_width = self.crop_size
-        return reach.view(-1, *self._shape)[..., :crop_height, :crop_width]
+        return reaches[..., :crop_height, :crop_width]
 
 
 def read_once(source: Any) -> tuple[Tensor, list[Any]]:
