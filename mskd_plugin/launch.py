@@ -272,8 +272,9 @@ def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
         cfg: The config.
         settings: Parts of a config to merge, as ``configs/_base_/fast.py`` states them. Mixed
             precision is chosen as by ``--amp``. ``fused`` is left out where torch has no fused
-            kernels for the optimizer on this device, and ``model`` where no frozen teacher is
-            distilled or its outputs are delivered to the student.
+            kernels for the optimizer on this device, ``model`` where no frozen teacher is distilled
+            or its outputs are delivered to the student, and ``train_dataloader`` and
+            ``data_preprocessor`` where those of the config do more than the usual.
 
     Raises:
         SettingError: See :func:`use_mixed_precision`.
@@ -288,7 +289,33 @@ def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
         del wrapper["optimizer"]["fused"]
     if not _distils_frozen_teacher(cfg.model):
         settings.pop("model", None)
+    preprocessor = settings.pop("data_preprocessor", {}).get("type")
+    if preprocessor and _labels_are_classes(cfg):
+        _set_preprocessor(cfg, preprocessor)
+    else:
+        settings.pop("train_dataloader", None)
     cfg.merge_from_dict(settings)
+
+
+def _labels_are_classes(cfg: Config) -> bool:
+    """Whether training images only get normalised and collated, each with its class."""
+    preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+    usual = {"type", "mean", "std", "to_rgb", "num_classes"}
+    kind = str(preprocessor.get("type", "")).split(".")[-1]
+    collate = cfg.get("train_dataloader", {}).get("collate_fn", {}).get("type")
+    return (
+        kind == "ClsDataPreprocessor"
+        and preprocessor.keys() <= usual
+        and (collate == "default_collate")
+    )
+
+
+def _set_preprocessor(cfg: Config, kind: str) -> None:
+    """Put another type in the place of ``ClsDataPreprocessor``, its scope unchanged."""
+    for preprocessor in (cfg.get("data_preprocessor"), cfg.model.get("data_preprocessor")):
+        old = (preprocessor or {}).get("type", "")
+        if isinstance(old, str) and old.split(".")[-1] == "ClsDataPreprocessor":
+            preprocessor.type = old.replace("ClsDataPreprocessor", kind)
 
 
 def _distils_frozen_teacher(model: ConfigDict) -> bool:
@@ -348,9 +375,7 @@ def use_in_memory(cfg: Config) -> None:
                     "off with images in memory, whose labels come as one tensor",
                     preprocessor[key],
                 )
-        kind = preprocessor.get("type", "")
-        if isinstance(kind, str) and kind.split(".")[-1] == "ClsDataPreprocessor":
-            preprocessor.type = kind.replace("ClsDataPreprocessor", "BatchDataPreprocessor")
+    _set_preprocessor(cfg, "BatchDataPreprocessor")
 
 
 def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import operator
 import os
 
 import pytest
@@ -352,10 +353,7 @@ def test_an_iteration_based_run_validates_without(tmp_path, graphs):
 
 def test_a_run_in_channels_last_resumes(tmp_path):
     constant = dict(param_scheduler=None)
-    fast = {
-        **{"default_hooks.networks.channels_last": True, "train_cfg.max_epochs": 2},
-        **constant,
-    }
+    fast = {"default_hooks.networks.channels_last": True, **constant}
     plain, _ = trained(tmp_path / "plain", **constant)
     whole, runner = trained(tmp_path / "whole", **fast)
     weight = runner.model.student.backbone.layer3[0].conv1.weight
@@ -413,6 +411,11 @@ def test_fast_sets_every_switch_for_every_kind_of_config():
         assert fast.default_hooks.networks.compile
         assert fast.default_hooks.runtime_info.type == "DeferredRuntimeInfoHook"
         assert fast.model.get("teacher_inference_mode", False) == distils
+        assert fast.train_dataloader.collate_fn.type == "collate_batch"
+        assert fast.val_dataloader == plain.val_dataloader
+        kind = plain.model.data_preprocessor.type.replace("Cls", "Batch")
+        assert fast.model.data_preprocessor.type == kind
+        assert fast.data_preprocessor.type == "BatchDataPreprocessor"
         assert "fast" not in fast
         # Nothing else, and no switch without being asked.
         for part in (fast.model, fast.optim_wrapper, fast.default_hooks):
@@ -420,6 +423,9 @@ def test_fast_sets_every_switch_for_every_kind_of_config():
                 part.pop(key, None)
         fast.optim_wrapper.type = "OptimWrapper"
         del fast.optim_wrapper.optimizer.fused
+        fast.train_dataloader.collate_fn.type = "default_collate"
+        for part in ("model.data_preprocessor.type", "data_preprocessor.type"):
+            fast.merge_from_dict({part: operator.attrgetter(part)(plain)})
         assert plain.default_hooks.pop("networks") == dict(type="FastNetworksHook")
         assert fast.to_dict() == plain.to_dict()
 
@@ -451,6 +457,18 @@ def test_fast_leaves_out_what_cannot_be(monkeypatch):
         other.merge_from_dict(dict(model=change))
         use_fast(other, settings)
         assert "teacher_inference_mode" not in other.model
+
+    for change in (
+        dict(model=dict(data_preprocessor=dict(batch_augments=dict(augments=[])))),
+        dict(model=dict(data_preprocessor=dict(pad_size_divisor=8))),
+        dict(train_dataloader=dict(collate_fn=dict(type="pseudo_collate"))),
+    ):
+        other = copy.deepcopy(cfg)
+        other.merge_from_dict(change)
+        expected = copy.deepcopy(other)
+        use_fast(other, settings)
+        assert other.model.data_preprocessor == expected.model.data_preprocessor
+        assert other.train_dataloader == expected.train_dataloader
 
     build = torch.optim.SGD.__init__
 

@@ -18,6 +18,9 @@ fast = dict(
     ),
     # Of a distillation with a frozen teacher.
     model=dict(teacher_inference_mode=True),
+    # Labels as one tensor and copies that nobody waits for, where labels are classes.
+    train_dataloader=dict(collate_fn=dict(type="collate_batch")),
+    data_preprocessor=dict(type="BatchDataPreprocessor"),
     default_hooks=dict(
         networks=dict(type="FastNetworksHook", channels_last=True, compile=dict(dynamic=False)),
         runtime_info=dict(type="DeferredRuntimeInfoHook"),
