@@ -121,6 +121,16 @@ def test_the_branch_equals_the_naive_loops(settings):
     assert_close(built((tokens, (height, width))), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_branch_in_low_precision(dtype):
+    built = branch(num_classes=5, **CASES[1]).float()
+    tokens = random(2, 196, 8, seed=1, dtype=torch.float32)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        logits = built(tokens)
+    assert logits.dtype == dtype
+    assert_close(logits, built.double()(tokens.double()), dtype)
+
+
 def parameters(c, d, classes, mergings, blocks):
     """Parameters of a branch for widths c of the stage and d of the branch."""
     first = 4 * c * d + 2 * 4 * c  # linear without bias, normalisation
