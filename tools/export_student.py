@@ -111,6 +111,8 @@ def student_config(cfg: Config) -> tuple[dict[str, Any], dict[str, Any] | None]:
             del part["init_cfg"]
     if preprocessor is not None:
         preprocessor.pop("batch_augments", None)
+        if preprocessor.get("type") == "BatchDataPreprocessor":  # equal to mmpretrain's own
+            preprocessor["type"] = "ClsDataPreprocessor"
     return student, preprocessor
 
 
@@ -183,8 +185,10 @@ def testing_part(
         if preprocessor is not None:
             preprocessor["to_rgb"] = not preprocessor.get("to_rgb", False)
     if not any("Resize" in kind or "Crop" in kind for kind in kinds):
-        training = inner_dataset(plain(cfg.get("train_dataloader") or {}))
-        side = image_size or crop_size(training.get("pipeline", []))
+        training = plain(cfg.get("train_dataloader") or {})
+        # InMemoryImages crops by itself.
+        crops = [{**training.get("dataset", {}), "type": "RandomCrop"}]
+        side = image_size or crop_size([*crops, *inner_dataset(training).get("pipeline", [])])
         if side is None:
             sys.stderr.write(
                 "warning: images are not resized, since CONFIG does not tell their size; "
@@ -196,6 +200,8 @@ def testing_part(
             pipeline = [*pipeline[:after], resize, *pipeline[after:]]
     dataset["pipeline"] = pipeline
     loader["dataset"] = dataset  # without its wrappers, the inferencer does not look inside them
+    if loader.get("collate_fn") == {"type": "collate_batch"}:
+        del loader["collate_fn"]  # the wrapper's
     defaults = {
         "batch_size": 32,
         "num_workers": 2,
