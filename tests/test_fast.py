@@ -17,6 +17,7 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import IterBasedTrainLoop
 from mmpretrain.models import VisionTransformer
+from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.task_modules import RecorderManager
 from torch import nn
 
@@ -570,3 +571,22 @@ def test_effect_of_each_switch(switch):
     print(f"| {switch} | {of_losses:.2g} | {of_weights:.2g} |")
     most_of_losses, most_of_weights = EFFECTS[switch]
     assert of_losses <= most_of_losses and of_weights <= most_of_weights
+
+
+# --- what the fast loop is compared with ---------------------------------------------------------
+
+
+def test_the_stock_config_is_mmrazors_and_nothing_of_ours():
+    cfg = Config.fromfile(CONFIGS / "benchmark" / "stock-kd_r34_r18_imagenet.py")
+    assert "mskd_plugin" not in cfg.pretty_text and "custom_hooks" not in cfg
+    assert cfg.optim_wrapper.get("type", "OptimWrapper") == "OptimWrapper"  # float32
+    init_default_scope(cfg.default_scope)
+    cfg.model.teacher_ckpt = None
+    model = MODELS.build(cfg.model)
+    assert type(model) is SingleTeacherDistill
+    depths = [len(n.backbone.layer3) for n in (model.student, model.teacher)]
+    assert depths == [2, 6]  # ResNet-18 and ResNet-34
+    loss = model.distiller.distill_losses["loss_kl"]
+    assert (loss.tau, loss.loss_weight) == (1, 3)
+    losses = model(**toy.batch(2, side=32), mode="loss")
+    assert set(losses) == {"student.loss", "distill.loss_kl"}
