@@ -90,13 +90,15 @@ def test_a_block_is_timed_as_a_whole(tmp_path, monkeypatch):
     assert reported[0]["share of matrix rate"] == 2  # 6 T operations in 3 s at a rate of 1 T/s
 
 
-def test_real_batches_are_the_configs_own(tmp_path):
-    args = benchmark_step.parse_args(["x", "--real", "--batch-size", "4"])
+@pytest.mark.parametrize("held", [[], ["--in-memory"]], ids=str)
+def test_real_batches_are_the_configs_own(tmp_path, held):
+    args = benchmark_step.parse_args(["x", "--real", "--batch-size", "4", *held])
     args.work_dir = str(tmp_path)
     subject = benchmark_step.Subject(str(DEMO / "student_resnet8_digits.py"), args)
     first, second = next(subject.batches), next(subject.batches)
     assert first["inputs"].shape == (4, 3, 32, 32)
     assert not first["inputs"].equal(second["inputs"])
+    assert len(first["data_samples"]) == (1 if held else 4)
 
 
 def test_two_processes_share_the_work(tmp_path):

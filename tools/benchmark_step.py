@@ -27,6 +27,7 @@ from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import RuntimeInfoHook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
+from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch import nn
@@ -36,7 +37,13 @@ from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import DeferredRuntimeInfoHook, FastNetworksHook
 from mskd_plugin.hooks.deferred_log import DeferringMessageHub
-from mskd_plugin.launch import add_overrides, build_runner, load_config, use_mixed_precision
+from mskd_plugin.launch import (
+    add_overrides,
+    build_runner,
+    load_config,
+    use_in_memory,
+    use_mixed_precision,
+)
 from mskd_plugin.measure import by_turns, device_name, matrix_rate, peak_memory, synchronize
 
 PARTS = ("data", "teacher forward", "student forward", "connectors and losses", "backward", "step")
@@ -61,8 +68,11 @@ class Subject:
             cfg.model.teacher_ckpt = None
         if args.amp:
             use_mixed_precision(cfg)
+        if args.in_memory:
+            use_in_memory(cfg)
         self.batch_size = args.batch_size or cfg.train_dataloader.batch_size
         cfg.train_dataloader.batch_size = self.batch_size
+        collate = cfg.train_dataloader.get("collate_fn", {}).get("type", "pseudo_collate")
         if not args.real:
             for key in ("train", "val", "test"):
                 for part in ("dataloader", "cfg", "evaluator"):
@@ -76,7 +86,7 @@ class Subject:
             self.batches = self._real(runner)
         else:
             runner.optim_wrapper = runner.build_optim_wrapper(wrapper)
-            self.batches = self._synthetic(args.side)
+            self.batches = self._synthetic(args.side, collate)
         self.wrapper: OptimWrapper = runner.optim_wrapper
         self.model.train()
         self.log: Any = None
@@ -99,21 +109,28 @@ class Subject:
                 if isinstance(hook, DeferredRuntimeInfoHook):
                     DeferringMessageHub.adopt(runner.message_hub)
 
-    def _synthetic(self, side: int | None) -> Iterator[dict[str, Any]]:
-        """Give the same images and labels again and again, from where the model is."""
+    def _synthetic(self, side: int | None, collate: str) -> Iterator[dict[str, Any]]:
+        """Give one batch, as the config's loader joins it, again and again from the model's
+        device.
+        """
         device = next(self.model.parameters()).device
         classes = self.student.head.num_classes
         side = side or (224 if classes == 1000 else 32)
         generator = torch.Generator().manual_seed(0)
         shape = (self.batch_size, 3, side, side)
         images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-        images = images.to(device)
         samples = [
-            DataSample(metainfo={"sample_idx": i}).set_gt_label(i % classes).to(device)
+            DataSample(metainfo={"sample_idx": i}).set_gt_label(i % classes)
             for i in range(self.batch_size)
         ]
+        items = [
+            {"inputs": image, "data_samples": sample} for image, sample in zip(images, samples)
+        ]
+        batch = FUNCTIONS.get(collate)(items)
+        batch = self.inner.data_preprocessor.cast_data(batch)
+        batch["inputs"] = images.to(device)
         while True:
-            yield {"inputs": images, "data_samples": samples}
+            yield dict(batch)
 
     @staticmethod
     def _real(runner: Any) -> Iterator[dict[str, Any]]:
@@ -254,6 +271,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, help="default: each config's own")
     parser.add_argument("--side", type=int, help="side of synthetic images (default: 32 or 224)")
     parser.add_argument("--real", action="store_true", help="the config's own training images")
+    parser.add_argument(
+        "--in-memory",
+        action="store_true",
+        help="with --real: small images on the training device, cropped and flipped by the batch",
+    )
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     parser.add_argument(
         "--fast", action="store_true", help="every switch of configs/_base_/fast.py, for all"
