@@ -36,7 +36,7 @@ def files(data: str) -> list[Path]:
     """Return the pairs of one data set with mmpretrain's networks."""
     bundles = [f'_base_ = "../{bundle}.py"' for bundle in BUNDLES[data]]
     found = [f for f in PAIRS.glob(f"*_{data}.py") if any(b in f.read_text() for b in bundles)]
-    return sorted(f for f in found if not f.name.startswith("timm"))
+    return sorted(f for f in found if "timm" not in f.name)
 
 
 ALL = [file for data in BUNDLES for file in files(data)]

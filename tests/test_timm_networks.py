@@ -21,7 +21,7 @@ from mskd_plugin.timm_networks import timm_network
 from mskd_plugin.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
-CONFIGS = sorted((ROOT / "configs" / "heterogeneous").glob("*_timm-*.py"))
+CONFIGS = sorted((ROOT / "configs" / "heterogeneous").glob("*timm-*.py"))
 WIDTHS = (4, 6, 8, 12, 16)
 
 
@@ -145,6 +145,7 @@ class SilentNet(Net):
 NETS = {
     "resnet50d": Net,
     "mlp": TokenNet,
+    "resmlp_12_224": TokenNet,
     "vit": lambda: TokenNet(1, average=False),
     "registers": lambda: TokenNet(3, average=False),
     "vit_gap": lambda: TokenNet(1, average=True),
@@ -259,13 +260,15 @@ def test_mskd_on_token_networks_of_timm(timm, teacher, student):
 def test_the_pair_takes_a_step(timm, file):
     cfg = Config.fromfile(file)
     init_default_scope(cfg.default_scope)
+    cfg.model.teacher_ckpt = None  # tests download nothing
     model = MODELS.build(cfg.model)
     samples = [DataSample().set_gt_label(label) for label in (3, 5)]
     losses = model(torch.randn(2, 3, 224, 224), samples, mode="loss")
     name = next(key for key in losses if key.startswith("distill.loss_"))
     losses[name].backward()
     assert losses[name] > 0
-    assert model.student.backbone.layers[0].attn.qkv.weight.grad.abs().sum() > 0
+    grads = [p.grad for p in model.student.backbone.parameters()]
+    assert sum(grad.abs().sum() for grad in grads if grad is not None) > 0
     assert all(p.grad is None for p in model.teacher.parameters())
 
 
