@@ -329,12 +329,19 @@ def _distils_frozen_teacher(model: ConfigDict) -> bool:
 def _computes_fused(optimizer: ConfigDict) -> bool:
     """Whether torch has fused kernels for an optimizer on the device that trains.
 
-    SGD has them since torch 2.3, CPUs since 2.4.
+    On a GPU every optimizer with the argument has them, SGD since torch 2.3. CPUs are asked; they
+    have them since 2.4.
     """
+    kind = optimizer.get("type")
+    found = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+    if found is None or "fused" not in inspect.signature(found).parameters:
+        return False
+    if get_device() == "cuda":  # not asked: the process has not chosen its own GPU yet
+        return True
     parameter = nn.Parameter(torch.zeros(1, device=get_device()))
     try:
         OPTIMIZERS.build({**optimizer, "params": [parameter], "fused": True})
-    except (TypeError, RuntimeError):
+    except RuntimeError:
         return False
     return True
 
@@ -385,7 +392,7 @@ def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:
     pipeline, settings = list(dataset.get("pipeline", [])), {}
     packing = pipeline.pop() if pipeline else {}
     expected = {"RandomCrop", "RandomFlip"}
-    while pipeline and (kind := str(pipeline[-1].type).split(".")[-1]) in expected:
+    while pipeline and (kind := str(pipeline[-1]["type"]).split(".")[-1]) in expected:
         expected.remove(kind)  # a second one stays, and InMemoryImages refuses it
         transform = pipeline.pop()
         given = {"direction": "horizontal", **transform}
