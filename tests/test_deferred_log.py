@@ -3,6 +3,7 @@ it."""
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 
@@ -118,6 +119,25 @@ def test_a_history_is_filled_in_place_and_keeps_its_longest_length():
         hub.update_scalar("train/loss", torch.tensor(float(step)))
     assert hub.get_scalar("train/loss") is history
     assert history.data[0].tolist() == [3, 4, 5, 6] and len(history.data[1]) == 4
+    history.update(7.0, 2)  # by somebody else
+    for step in range(8, 5000):
+        hub.update_scalar("train/loss", step, count=step)
+        if step % 1000 < 3:
+            assert hub.get_scalar("train/loss").data[0].tolist() == [*range(step - 3, step + 1)]
+    copied = copy.deepcopy(hub.state_dict()["log_scalars"]["train/loss"])
+    assert copied.data[0].tolist() == copied.data[1].tolist() == [4996, 4997, 4998, 4999]
+
+
+def test_a_history_grows_without_being_copied_at_each_step():
+    _, hub = hubs()
+    arrays = set()
+    for step in range(3000):
+        hub.update_scalar("train/time", float(step))
+        history = hub.get_scalar("train/time").data[0]
+        arrays.add(id(history.base))
+        assert history[-1] == step and len(history) == step + 1
+    assert len(arrays) <= 4
+    assert history.tolist() == list(range(3000))
 
 
 def test_what_mmengine_refuses_is_refused_at_once():

@@ -473,15 +473,24 @@ def test_fast_leaves_out_what_cannot_be(monkeypatch):
 
     build = torch.optim.SGD.__init__
 
-    def without_fused(self, params, *args, fused=None, **kwargs):
+    def of_gpus_alone(self, params, *args, fused=None, **kwargs):
         if fused:
             raise RuntimeError("`fused=True` requires all the params to be CUDA")
         build(self, params, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.SGD, "__init__", without_fused)
-    use_fast(cfg, settings)
-    assert "fused" not in cfg.optim_wrapper.optimizer
+    def of_old_torch(self, params, lr, momentum=0, weight_decay=0):
+        build(self, params, lr=lr, momentum=momentum, weight_decay=weight_decay)
+
+    for optimizer in (of_gpus_alone, of_old_torch):
+        other = copy.deepcopy(cfg)
+        monkeypatch.setattr(torch.optim.SGD, "__init__", optimizer)
+        use_fast(other, settings)
+        assert "fused" not in other.optim_wrapper.optimizer
     assert settings.optim_wrapper.optimizer.fused  # untouched
+    monkeypatch.setattr(launch, "get_device", lambda: "cuda")
+    monkeypatch.setattr(torch.optim.SGD, "__init__", of_gpus_alone)
+    use_fast(cfg, settings)  # the GPU is not touched
+    assert cfg.optim_wrapper.optimizer.fused
 
 
 def test_fused_by_hand_is_refused_where_it_cannot_be(monkeypatch, tmp_path):

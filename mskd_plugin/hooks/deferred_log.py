@@ -20,26 +20,27 @@ class DeferringMessageHub(MessageHub):
 
     ``MessageHub.update_scalar`` takes each tensor's number at once, for which the host waits until
     the device has computed it: once a step for each logged value. And it appends by copying the
-    whole history, which after 500,000 steps is 4 MB a value. Here values wait, tensors without
-    their graph, and are written together: one transfer for all tensors of a dtype. What a reader
-    finds is the same.
+    whole history, which after 500,000 steps is 8 MB a value. Here values wait, tensors without
+    their graph, and are written together, into arrays that have room for more: one transfer for all
+    tensors of a dtype. What a reader finds is the same.
 
     :class:`DeferredRuntimeInfoHook` gives the runner's hub this class for a training.
     """
 
     _pending: dict[str, list[tuple[Any, int]]]
+    _rooms: dict[tuple[int, str], tuple[np.ndarray, np.ndarray, int]]
 
     @classmethod
     def adopt(cls, hub: MessageHub) -> None:
         """Make a hub one of this class, in place, since optimizer wrapper and loops hold it."""
         if not isinstance(hub, cls):
             hub.__class__ = cls
-            hub._pending = defaultdict(list)
+            hub._pending, hub._rooms = defaultdict(list), {}
 
     def release(self) -> None:
         """Write what waits, and be a plain ``MessageHub`` again."""
         self.flush()
-        del self._pending
+        del self._pending, self._rooms
         self.__class__ = MessageHub
 
     def update_scalar(self, key: str, value: Any, count: int = 1, resumed: bool = True) -> None:
@@ -94,13 +95,26 @@ class DeferringMessageHub(MessageHub):
             written = [
                 next(numbers[v.dtype, v.device]) if isinstance(v, Tensor) else v for v, _ in values
             ]
-            length = buffer.max_length
-            HistoryBuffer.__init__(  # in place: others may hold it
-                buffer,
-                np.append(history, written)[-length:],
-                np.append(counts, [count for _, count in values])[-length:],
-                length,
-            )
+            self._append(buffer, "_log_history", written)
+            self._append(buffer, "_count_history", [count for _, count in values])
+
+    def _append(self, buffer: HistoryBuffer, name: str, values: list[float]) -> None:
+        """Append to an array of a history as ``HistoryBuffer.update`` does.
+
+        The array becomes a part of a longer one, in which the next values find room.
+        """
+        history = getattr(buffer, name)
+        dtype = np.result_type(history, np.asarray(values))
+        part, room, end = self._rooms.get((id(buffer), name), (None, history, 0))
+        if part is not history or room.dtype != dtype or end + len(values) > len(room):
+            end = len(history)
+            room = np.empty(max(2 * (end + len(values)), 1024), dtype)
+            room[:end] = history
+        start, end = end - len(history), end + len(values)
+        room[end - len(values) : end] = values
+        part = room[max(start, end - buffer.max_length) : end]
+        setattr(buffer, name, part)
+        self._rooms[id(buffer), name] = (part, room, end)
 
 
 @HOOKS.register_module()
