@@ -7,6 +7,7 @@ import copy
 from collections import Counter
 from types import SimpleNamespace
 
+import mmcv
 import numpy as np
 import pytest
 import tool_runs
@@ -16,7 +17,7 @@ from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope, init_default_scope
-from mmpretrain.datasets import BaseDataset
+from mmpretrain.datasets import BaseDataset, CustomDataset
 from mmpretrain.registry import MODELS, TRANSFORMS
 from mmpretrain.structures import DataSample
 
@@ -206,6 +207,23 @@ def test_without_crops_items_are_those_of_the_data_set():
             assert mine.gt_label.equal(its.gt_label)
             mine.set_pred_label(1)
     assert held[7]["inputs"].equal(source[7]["inputs"])
+
+
+def test_image_files_are_read_once(tmp_path):
+    rng = np.random.default_rng(0)
+    for name in ("cat/1", "cat/2", "dog/1"):
+        image = rng.integers(0, 256, (32, 32, 3), np.uint8)
+        mmcv.imwrite(image, str(tmp_path / f"{name}.png"))
+    pipeline = [dict(type="LoadImageFromFile"), *PACK]
+    source = CustomDataset(data_root=str(tmp_path), pipeline=pipeline)
+    items = [source[i] for i in range(3)]
+    held = InMemoryImages(source, device="cpu")
+    for file in tmp_path.glob("*/*.png"):
+        file.unlink()
+    batch = held.__getitems__([2, 0, 1])
+    assert batch["inputs"].equal(torch.stack([items[i]["inputs"] for i in (2, 0, 1)]))
+    assert batch["data_samples"][0].gt_label.tolist() == [1, 0, 0]
+    assert held.metainfo["classes"] == ("cat", "dog")
 
 
 def test_labels_and_numbers_of_a_batch():

@@ -1,0 +1,55 @@
+"""The benchmark of training data: figures that fit together, and batches of the right kind."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+import toy
+
+from mskd_plugin.errors import SettingError
+
+CONFIG = str(toy.ROOT / "configs" / "cifar100" / "student_resnet8x4.py")
+OPTIONS = [CONFIG, "--in-memory", "--images", "60", "--batch-size", "4", "16"]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    file = tmp_path_factory.mktemp("benchmark") / "rows.json"
+    toy.tool("benchmark_data").main(
+        [*OPTIONS, "--turns", "3", "--batches", "2", "--json", str(file)]
+    )
+    return json.loads(file.read_text())
+
+
+def test_figures_fit_together(rows):
+    names = ["student_resnet8x4", "student_resnet8x4, in memory"]
+    assert [(row["config"], row["batch size"]) for row in rows] == [
+        (name, size) for size in (4, 16) for name in names
+    ]
+    for row in rows:
+        rate = 1e3 * row["batch size"] / row["CPU ms per batch"]
+        assert row["images per second and core"] == pytest.approx(rate)
+        low, high = row["quartiles"]
+        assert low <= row["CPU ms per batch"] <= high
+    assert rows[0]["relative"] == rows[2]["relative"] == 1
+
+
+def test_batches_are_the_configs_own():
+    tool = toy.tool("benchmark_data")
+    first, held, *_ = tool.subjects_of(tool.parse_args(OPTIONS))
+    for subject in (first, held):
+        one, other = next(subject.batches), next(subject.batches)
+        assert one["inputs"].shape == (4, 3, 32, 32) and one["inputs"].dtype == torch.uint8
+        assert not one["inputs"].equal(other["inputs"])
+        assert subject.preprocessor(one, True)["inputs"].mean().abs() < 0.5  # normalised
+    # As many per-image transforms as in the config, and none but the packing in memory.
+    assert len(first.loader.dataset.pipeline.transforms) == 3
+    assert type(held.loader.dataset).__name__ == "InMemoryImages"
+    assert held.loader.dataset.flip_prob == 0.5
+
+
+def test_one_turn_has_no_spread():
+    with pytest.raises(SettingError, match="--turns.*at least 2"):
+        toy.tool("benchmark_data").main([CONFIG, "--turns", "1"])
