@@ -31,8 +31,8 @@ WRAPPERS = ("state_dict", "model", "net")
 _CLASSIFIER = re.compile(r"^(fc|classifier|linear)\.(\d+\.)?(?=(weight|bias)$)")
 _TIMM_CLASSIFIER = re.compile(r"^(fc|classifier|head|head\.fc)\.(?=(weight|bias)$)")
 _SHORTCUT = re.compile(r"^(layer\d+\.\d+)\.shortcut\.")
-# A vision transformer's classifier in mmpretrain, and what its older Swin transformers called their
-# last normalisation; the tables that those also saved are computed today.
+# The classifier of mmpretrain's own head for vision transformers, and what its older Swin
+# transformers called their last normalisation; the tables that those also saved are computed today.
 _TOKEN_CLASSIFIER = re.compile(r"^head\.layers\.head\.(?=(weight|bias)$)")
 _SWIN_NORM = re.compile(r"^backbone\.norm\.(?=(weight|bias)$)")
 _SWIN_TABLE = re.compile(r"^backbone\.stages\.\d+\.blocks\.\d+\.attn\.attn_mask$")
@@ -197,7 +197,7 @@ def _renamed(weights: Weights, name: Callable[[str], str]) -> Weights:
     return renamed
 
 
-def _from_mmpretrain(weights: Weights) -> Weights:
+def _from_transformer(weights: Weights) -> Weights:
     kept = {key: value for key, value in weights.items() if not _SWIN_TABLE.match(key)}
     return _renamed(
         kept,
@@ -229,10 +229,12 @@ def _from_timm(weights: Weights) -> Weights:
     return _renamed(weights, name)
 
 
-#: How weights are named, and how each layout becomes mmpretrain's. The CRD benchmark's own names
-#: for a classifier and a shortcut are read with torchvision's.
+#: How weights are named, and how each layout becomes that of our classifiers. mmpretrain's
+#: transformers have a layout of their own, since a model with mmpretrain's head for them keeps its
+#: names. The CRD benchmark's own names for a classifier and a shortcut are read with torchvision's.
 LAYOUTS: dict[str, Callable[[Weights], Weights]] = {
-    "mmpretrain": _from_mmpretrain,
+    "mmpretrain": dict,
+    "mmpretrain's transformers": _from_transformer,
     "mmrazor": _student_part,
     "torchvision": _from_plain_network,
     "timm": _from_timm,

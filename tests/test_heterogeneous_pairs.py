@@ -178,7 +178,7 @@ def test_the_published_layout_is_the_teachers(name):
         layout, fitted = fit_weights(
             MODELS.build(classifier(name, 1000)), weights, name, setting=""
         )
-    assert layout == "mmpretrain"
+    assert layout.startswith("mmpretrain")
     assert torch.equal(fitted["head.fc.weight"], list(weights.values())[-2])
     assert fitted["head.fc.weight"].shape == (1000, network(name).width)
 

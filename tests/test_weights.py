@@ -328,7 +328,8 @@ def test_mmpretrains_published_networks_give_their_own_logits(name: str, tmp_pat
     reference = published(PUBLISHED[name])
     torch.save({"meta": {}, "state_dict": reference.state_dict()}, tmp_path / "published.pth")
     model = build(name, num_classes=1000)
-    assert load_weights(model, tmp_path / "published.pth") == "mmpretrain"
+    layout = load_weights(model, tmp_path / "published.pth")
+    assert layout == ("mmpretrain's transformers" if name in ("deit_t", "vit_s") else "mmpretrain")
     images = torch.randn(1, 3, 224, 224, dtype=torch.float64)
     with torch.no_grad():
         expected = reference.double()(images)
@@ -348,8 +349,19 @@ def test_a_swin_transformer_saved_by_older_versions(tmp_path: Path) -> None:
     assert_equal_weights(again, reference)
     torch.save({"state_dict": old}, tmp_path / "old.pth")
     model = build("swin_t", num_classes=1000)
-    assert load_weights(model, tmp_path / "old.pth") == "mmpretrain"
+    assert load_weights(model, tmp_path / "old.pth") == "mmpretrain's transformers"
     assert_equal_weights(model, reference)
+
+
+@pytest.mark.parametrize(
+    "config", [PUBLISHED["deit_t"], "t2t_vit/t2t-vit-t-14_8xb64_in1k.py", PUBLISHED["swin_t"]]
+)
+def test_a_model_in_mmpretrains_own_names_keeps_them(config: str, tmp_path: Path) -> None:
+    """With its head for vision transformers, or a last normalisation that is called ``norm``."""
+    reference, target = published(config), published(config, seed=2)
+    torch.save({"state_dict": reference.state_dict()}, tmp_path / "own.pth")
+    assert load_weights(target, tmp_path / "own.pth") == "mmpretrain"
+    assert_equal_weights(target, reference)
 
 
 @pytest.mark.parametrize(
