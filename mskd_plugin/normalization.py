@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from mskd_plugin.errors import SettingError
@@ -104,15 +105,7 @@ def check_normalization(
     }
     if not stated or len(given) < len(_NAMES):
         return
-    same = all(
-        len(stated[name]) == len(given[name])
-        and all(
-            abs(a - b) <= TOLERANCE * abs(s)
-            for a, b, s in zip(stated[name], given[name], given["std"])
-        )
-        for name in _NAMES
-    )
-    if not same:
+    if not all(_close(stated[name], given[name], given["std"]) for name in _NAMES):
         raise SettingError(
             setting,
             "weights trained on images that were normalised as this config's `data_preprocessor` "
@@ -120,6 +113,16 @@ def check_normalization(
             f"{str(source)!r}, trained with {_told(stated)}",
             "Both networks see the same images: state the teacher's mean and std there.",
         )
+
+
+def _close(stated: list[float], given: list[float], std: list[float]) -> bool:
+    """Compare the numbers of each channel; one number alone is that of all channels."""
+    try:
+        channels = torch.broadcast_tensors(*map(torch.tensor, (stated, given, std)))
+    except RuntimeError:  # of other numbers of channels
+        return False
+    a, b, s = channels
+    return bool(((a - b).abs() <= TOLERANCE * s.abs()).all())
 
 
 def _told(values: Mapping[str, list[float]]) -> str:

@@ -79,6 +79,19 @@ def test_one_percent_of_the_deviation_separates_roundings_from_other_data(name, 
         check_normalization(stated, preprocessor(**given), "file", setting="teacher_ckpt")
 
 
+def test_one_number_stands_for_all_channels():
+    grey, three = dict(mean=[127.5], std=[64.0]), dict(mean=[127.5] * 3, std=[64.0] * 3)
+    for stated, given in ((grey, three), (three, grey), (grey, grey)):
+        check_normalization(
+            checkpoint(data_preprocessor=stated), preprocessor(**given), "file", setting="x"
+        )
+    for other in (dict(three, mean=[127.5, 127.5, 100]), dict(mean=[127.5] * 2, std=[64.0] * 2)):
+        with pytest.raises(SettingError, match="trained with mean"):
+            check_normalization(
+                checkpoint(data_preprocessor=other), preprocessor(**three), "file", setting="x"
+            )
+
+
 def test_a_preprocessor_that_leaves_the_images_alone_is_not_compared():
     plain = ClsDataPreprocessor()
     check_normalization(checkpoint(data_preprocessor=STATED), plain, "file", setting="x")
