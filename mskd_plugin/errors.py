@@ -1,4 +1,4 @@
-"""The one form of error for settings that cannot work."""
+"""The one form of error for settings that cannot work, and a check that many settings share."""
 
 from __future__ import annotations
 
@@ -26,3 +26,18 @@ class SettingError(ValueError):
             f"Expected `{setting}` to be {expected}, but got {got}." + (f" {hint}" if hint else "")
         )
         self.setting = setting
+
+
+def check_count(setting: str, value: int, least: int = 1) -> int:
+    """Return ``value``, or say that it is no whole number of at least ``least``.
+
+    Raises:
+        SettingError: Naming ``setting``.
+
+    Example:
+        >>> check_count("class_tokens", 0, least=0)
+        0
+    """
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise SettingError(setting, f"a whole number of at least {least}", repr(value))
+    return value

@@ -6,7 +6,7 @@ from mmengine.model import BaseModule
 from mmpretrain.registry import MODELS
 from torch import Tensor
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_count
 
 
 @MODELS.register_module()
@@ -35,8 +35,7 @@ class TokenPooling(BaseModule):
 
     def __init__(self, class_tokens: int = 0, average: bool = True) -> None:
         super().__init__()
-        if isinstance(class_tokens, bool) or not isinstance(class_tokens, int) or class_tokens < 0:
-            raise SettingError("class_tokens", "an integer of at least 0", repr(class_tokens))
+        check_count("class_tokens", class_tokens, least=0)
         if not average and not class_tokens:
             raise SettingError("class_tokens", "at least 1, where one is taken", class_tokens)
         self.class_tokens, self.average = class_tokens, average

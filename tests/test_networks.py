@@ -301,7 +301,7 @@ def test_token_pooling_is_an_average_of_positions_or_the_first_token(
 
 def test_token_pooling_refuses_what_it_cannot_pool() -> None:
     for wrong in (-1, True, "1"):
-        with pytest.raises(SettingError, match="`class_tokens` to be an integer of at least 0"):
+        with pytest.raises(SettingError, match="`class_tokens` to be a whole number of at least 0"):
             TokenPooling(wrong)
     for wrong in (torch.zeros(2, 4, 3, 3), torch.zeros(2, 1, 4)):
         with pytest.raises(SettingError, match="more than 1 tokens"):

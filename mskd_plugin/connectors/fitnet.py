@@ -6,7 +6,7 @@ from mmengine.model import BaseModule
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_count
 
 RESIZES = ("none", "halve", "double")
 
@@ -48,8 +48,7 @@ class FitNetRegressor(BaseModule):
             ("out_channels", out_channels),
             ("kernel_size", kernel_size),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(name, "a whole number of at least 1", repr(value))
+            check_count(name, value)
         if resize not in RESIZES:
             raise SettingError("resize", f"one of {RESIZES}", repr(resize))
         if resize != "none" and kernel_size != 1:

@@ -8,9 +8,14 @@ from mmengine.model import BaseModule
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_count
 from mskd_plugin.functional import decouple, tokens_to_map
-from mskd_plugin.functional.decoupling import DEFAULT_SCALES, check_overlap, check_scales
+from mskd_plugin.functional.decoupling import (
+    DEFAULT_SCALES,
+    check_map_size,
+    check_overlap,
+    check_scales,
+)
 
 PROJECTORS = ("none", "linear", "mlp")
 
@@ -73,16 +78,8 @@ class MultiScaleDecouplingConnector(BaseModule):
         super().__init__(init_cfg)
         self.scales = check_scales(scales)
         self.overlap = check_overlap(overlap)
-        if not isinstance(class_tokens, int) or class_tokens < 0:
-            raise SettingError("class_tokens", "an integer of at least 0", repr(class_tokens))
-        if map_size is not None and (
-            not isinstance(map_size, Sequence)
-            or len(map_size) != 2
-            or not all(isinstance(side, int) and side > 0 for side in map_size)
-        ):
-            raise SettingError("map_size", "two positive integers (H, W)", repr(map_size))
-        self.class_tokens = class_tokens
-        self.map_size = None if map_size is None else (map_size[0], map_size[1])
+        self.class_tokens = check_count("class_tokens", class_tokens, least=0)
+        self.map_size = check_map_size(map_size)
         self.in_channels = in_channels
         self.projector = self._build_projector(
             projector, in_channels, out_channels, hidden_channels

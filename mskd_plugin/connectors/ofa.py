@@ -12,12 +12,9 @@ from mmpretrain.models.utils import PatchMerging
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.connectors.tokens_to_map import (
-    check_class_tokens,
-    check_map_size,
-    recorded_tokens,
-)
-from mskd_plugin.errors import SettingError
+from mskd_plugin.connectors.tokens_to_map import recorded_tokens
+from mskd_plugin.errors import SettingError, check_count
+from mskd_plugin.functional.decoupling import check_map_size
 
 #: Side of the grid that patches are merged down to, and heads of each transformer block.
 FINAL_SIDE, HEADS = 7, 4
@@ -88,7 +85,7 @@ class OFABranch(BaseModule):
         _check_counts(
             in_channels=in_channels, hidden_channels=hidden_channels, num_classes=num_classes
         )
-        _check_counts(0, halvings=halvings)
+        check_count("halvings", halvings, least=0)
         super().__init__()
         self.in_channels = in_channels
         layers: list[nn.Module] = []
@@ -198,7 +195,7 @@ class OFATokenBranch(BaseModule):
             raise SettingError("map_size", "two positive integers (H, W)", None)
         if pool not in TOKEN_POOLS:
             raise SettingError("pool", f"one of {TOKEN_POOLS}", repr(pool))
-        check_class_tokens(class_tokens)
+        check_count("class_tokens", class_tokens, least=0)
         if pool == "class_token" and class_tokens != 1:
             raise SettingError("class_tokens", "1 for the pool 'class_token'", class_tokens)
         count = count_mergings(size)
@@ -251,10 +248,9 @@ class OFATokenBranch(BaseModule):
         return self.fc(self.blocks(torch.cat([class_token, patches], dim=1))[:, 0])
 
 
-def _check_counts(least: int = 1, **counts: int) -> None:
+def _check_counts(**counts: int) -> None:
     for name, value in counts.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            raise SettingError(name, f"an integer of at least {least}", repr(value))
+        check_count(name, value)
 
 
 def _initialize(module: nn.Module) -> None:

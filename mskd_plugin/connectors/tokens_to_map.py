@@ -8,8 +8,9 @@ from mmengine.model import BaseModule
 from mmrazor.registry import MODELS
 from torch import Tensor
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_count
 from mskd_plugin.functional import tokens_to_map
+from mskd_plugin.functional.decoupling import check_map_size
 
 
 def recorded_tokens(feature: Tensor | Sequence) -> Tensor:
@@ -23,34 +24,6 @@ def recorded_tokens(feature: Tensor | Sequence) -> Tensor:
         got = f"shape {tuple(tokens.shape)}" if isinstance(tokens, Tensor) else type(tokens)
         raise SettingError("feature", "tokens (N, L, C), alone or first in a tuple", got)
     return tokens
-
-
-def check_class_tokens(class_tokens: int) -> int:
-    """Return the number of class tokens.
-
-    Raises:
-        SettingError: If it is no integer of at least 0.
-    """
-    if isinstance(class_tokens, bool) or not isinstance(class_tokens, int) or class_tokens < 0:
-        raise SettingError("class_tokens", "an integer of at least 0", repr(class_tokens))
-    return class_tokens
-
-
-def check_map_size(map_size: Sequence[int] | None) -> tuple[int, int] | None:
-    """Return the size of a patch grid as a tuple, or None.
-
-    Raises:
-        SettingError: If it is neither None nor two positive integers.
-    """
-    if map_size is None:
-        return None
-    if (
-        not isinstance(map_size, Sequence)
-        or len(map_size) != 2
-        or not all(type(side) is int and side > 0 for side in map_size)
-    ):
-        raise SettingError("map_size", "two positive integers (H, W)", repr(map_size))
-    return map_size[0], map_size[1]
 
 
 @MODELS.register_module()
@@ -80,7 +53,7 @@ class TokensToMapConnector(BaseModule):
 
     def __init__(self, class_tokens: int = 0, map_size: Sequence[int] | None = None) -> None:
         super().__init__()
-        self.class_tokens = check_class_tokens(class_tokens)
+        self.class_tokens = check_count("class_tokens", class_tokens, least=0)
         self.map_size = check_map_size(map_size)
 
     def forward(self, feature: Tensor | Sequence) -> Tensor:

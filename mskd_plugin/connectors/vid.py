@@ -7,7 +7,7 @@ from mmrazor.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_count
 
 
 @MODELS.register_module()
@@ -45,8 +45,7 @@ class VIDRegressor(BaseModule):
             ("out_channels", out_channels),
             ("pool", pool),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(name, "a whole number of at least 1", repr(value))
+            check_count(name, value)
         self.pool = pool
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 1, bias=False),

@@ -90,10 +90,8 @@ def check_regions(student: Sequence[Tensor] | Tensor, teacher: Sequence[Tensor] 
                 f"the teacher's shape (N, R_k, D) = {tuple(t.shape)}",
                 f"{tuple(s.shape)}",
                 "Regions differ when `scales` or `overlap` do, or when the maps' sizes do and "
-                "`overlap` is above 0; "
-                ""
-                "widths differ when the student's connector has no projector to the teacher's "
-                "channels.",
+                "`overlap` is above 0; widths differ when the student's connector has no projector "
+                "to the teacher's channels.",
             )
 
 

@@ -129,6 +129,23 @@ def _pooling_matrix_on(
         return matrix.to(device=device, dtype=dtype), counts
 
 
+def check_map_size(map_size: Sequence[int] | None) -> tuple[int, int] | None:
+    """Return the size of a patch grid as a tuple, or None.
+
+    Raises:
+        SettingError: If it is neither None nor two positive integers.
+    """
+    if map_size is None:
+        return None
+    if (
+        not isinstance(map_size, Sequence)
+        or len(map_size) != 2
+        or not all(type(side) is int and side > 0 for side in map_size)
+    ):
+        raise SettingError("map_size", "two positive integers (H, W)", repr(map_size))
+    return map_size[0], map_size[1]
+
+
 def tokens_to_map(
     tokens: Tensor, class_tokens: int = 0, map_size: tuple[int, int] | None = None
 ) -> Tensor:

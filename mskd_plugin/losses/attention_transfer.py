@@ -6,7 +6,7 @@ from mmrazor.registry import MODELS
 from torch import Tensor
 from torch.nn import functional
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import check_count
 from mskd_plugin.losses.feature_loss import FeatureLoss, pool_to_smaller
 
 
@@ -67,10 +67,8 @@ class AttentionTransferLoss(FeatureLoss):
 
     def __init__(self, loss_weight: float = 1.0, power: int = 2) -> None:
         super().__init__(loss_weight)
-        if isinstance(power, bool) or not isinstance(power, int) or power < 1:
-            # Any other power of a negative value is no number, and maps before a ReLU have them.
-            raise SettingError("power", "a whole number of at least 1", repr(power))
-        self.power = power
+        # Any other power of a negative value is no number, and maps before a ReLU have them.
+        self.power = check_count("power", power)
 
     def term(self, student: Tensor, teacher: Tensor) -> Tensor:
         """Compute :func:`attention_transfer`."""

@@ -11,7 +11,7 @@ from mmrazor.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_count
 from mskd_plugin.functional.categorization import check_labels
 from mskd_plugin.functional.distributed import gather_batch, world_size
 from mskd_plugin.functional.negatives import draw_negatives
@@ -131,8 +131,7 @@ class MemoryCRDLoss(nn.Module):
             ("embedding_channels", embedding_channels),
             ("num_negatives", num_negatives),
         ):
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise SettingError(name, "a whole number of at least 1", repr(value))
+            check_count(name, value)
         if check_at_least_zero("momentum", momentum) >= 1:
             raise SettingError("momentum", "a number in [0, 1)", repr(momentum))
         self.loss_weight = check_at_least_zero("loss_weight", loss_weight)
