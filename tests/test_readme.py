@@ -39,6 +39,7 @@ EXECUTED = {
     "tools/list_configs.py": "test_matrix.py::test_the_list_shows_what_works",
     "tools/benchmark_step.py": "test_benchmark_step.py::rows",
     "tools/benchmark_loss.py": "test_benchmark_loss.py::run",
+    "tools/benchmark_data.py": "test_benchmark_data.py::rows",
     "tools/slurm_train.sh": "test_distributed_tools.py::test_the_command_line_for_slurm",
 }
 
@@ -146,6 +147,7 @@ CHECKS = {
     "tools/list_configs.py": lambda words: arguments("list_configs", words),
     "tools/benchmark_step.py": lambda words: arguments("benchmark_step", words),
     "tools/benchmark_loss.py": lambda words: arguments("benchmark_loss", words),
+    "tools/benchmark_data.py": lambda words: arguments("benchmark_data", words),
     "tools/slurm_train.sh": check_slurm,
 }
 
