@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -88,6 +91,12 @@ def matrix_rate(duration: float = 1.0) -> float:
         spent += seconds(products)
         count += 10
     return count * 2 * size**3 / spent
+
+
+def write_figures(figures: Any, file: Path) -> None:
+    """Write figures as JSON, into a folder that may be new."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def device_name() -> str:

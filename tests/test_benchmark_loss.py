@@ -15,7 +15,7 @@ benchmark_loss = toy.tool("benchmark_loss")
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("loss")
+    folder = tmp_path_factory.mktemp("loss") / "new"
     options = ["--batch-sizes", "4", "8", "--max-scale", "3", "--channels", "16", "--side", "4"]
     files = ["--json", str(folder / "rows.json"), "--plot", str(folder / "plot.png")]
     benchmark_loss.main([*options, "--repeats", "3", *files])

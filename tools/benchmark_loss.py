@@ -10,7 +10,6 @@ vary, from (1) to (1, ..., 8), at the first batch size.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from mskd_plugin.connectors import MultiScaleDecouplingConnector
 from mskd_plugin.errors import SettingError
 from mskd_plugin.functional.decoupling import DEFAULT_SCALES
 from mskd_plugin.losses import MultiScaleContrastiveLoss
-from mskd_plugin.measure import by_turns, device_name, peak_memory
+from mskd_plugin.measure import by_turns, device_name, peak_memory, write_figures
 
 
 class Case:
@@ -113,6 +112,7 @@ def plot(sweeps: dict[str, list[dict[str, Any]]], file: Path) -> None:
         axes.legend()
     figure.suptitle(device_name(), fontsize=9)
     figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=120)
 
 
@@ -159,7 +159,7 @@ def main(argv: list[str] | None = None) -> None:
     for rows in sweeps.values():
         print(f"\n{markdown(rows)}")
     if args.json:
-        args.json.write_text(json.dumps(sweeps, indent=2) + "\n")
+        write_figures(sweeps, args.json)
     if args.plot:
         plot(sweeps, args.plot)
 

@@ -11,7 +11,6 @@ does not depend on them.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import tempfile
@@ -44,7 +43,14 @@ from mskd_plugin.launch import (
     use_in_memory,
     use_mixed_precision,
 )
-from mskd_plugin.measure import by_turns, device_name, matrix_rate, peak_memory, synchronize
+from mskd_plugin.measure import (
+    by_turns,
+    device_name,
+    matrix_rate,
+    peak_memory,
+    synchronize,
+    write_figures,
+)
 
 PARTS = ("data", "teacher forward", "student forward", "connectors and losses", "backward", "step")
 
@@ -324,7 +330,7 @@ def measure(args: argparse.Namespace) -> None:
     if is_main_process():
         print(markdown(rows, rate))
         if args.json:
-            args.json.write_text(json.dumps(rows, indent=2) + "\n")
+            write_figures(rows, args.json)
 
 
 if __name__ == "__main__":
