@@ -17,8 +17,9 @@ class BFloat16OptimWrapper(OptimWrapper):
 
     MMEngine's ``AmpOptimWrapper`` refuses a CPU and always scales the loss. bfloat16 has float32's
     range, so nothing needs scaling, and the step needs no look at the gradients for infinities,
-    which makes the host wait. Nor does clipping wait for the gradients' norm: it is logged as a
-    tensor.
+    which makes the host wait. Nor does clipping read the gradients' norm: it is logged as a tensor,
+    for which the host waits at once unless
+    :class:`~mskd_plugin.hooks.deferred_log.DeferredRuntimeInfoHook` defers the log.
 
     Args:
         **kwargs: Those of ``OptimWrapper``: ``optimizer``, ``accumulative_counts``, ``clip_grad``.
