@@ -148,8 +148,7 @@ def _check_torchvision() -> None:
         torch, torchvision = metadata.version("torch"), metadata.version("torchvision")
         raise HostError(
             f"torchvision {torchvision} does not work with torch {torch} ({error}). Both must be "
-            f"of one build. "
-            "To mend it: pip install --force-reinstall torch torchvision"
+            "of one build. To mend it: pip install --force-reinstall torch torchvision"
         ) from error
 
 

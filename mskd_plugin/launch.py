@@ -63,8 +63,7 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         help="with the config of a pair, configs/_base_/pairs/*.py: the method, several joined by "
-        "+, "
-        "or student or teacher alone (tools/list_configs.py lists them)",
+        "+, or student or teacher alone (tools/list_configs.py lists them)",
     )
     parser.add_argument(
         "--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)"

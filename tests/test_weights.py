@@ -171,8 +171,7 @@ def test_weights_that_do_not_fit(change: object, message: str, tmp_path: Path) -
         load_weights(target, path)
     assert str(error.value).startswith(
         f"Expected `teacher_ckpt` to be weights of CIFARResNet (depth 8, classes 10), but got "
-        f"'{path}', which read in "
-        "the layout of "
+        f"'{path}', which read in the layout of "
     )
     assert_equal_weights(target, untouched)
 

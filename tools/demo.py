@@ -138,8 +138,7 @@ def table(teacher: Result, results: dict[str, list[Result]]) -> str:
     lines += [
         "",
         f"Student ResNet8, seeds 0 to {seeds - 1}, last epoch; 599 test images of other writers "
-        f"than "
-        "the 1198 training images.",
+        "than the 1198 training images.",
     ]
     means = {
         name: round(statistics.mean(r.top1 for r in runs), 2) for name, runs in results.items()

@@ -40,8 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description="Export the student of a distillation, or a network trained alone, as weights "
-        "and config that "
-        "mmpretrain's get_model and ImageClassificationInferencer load.",
+        "and config that mmpretrain's get_model and ImageClassificationInferencer load.",
         epilog="example: python tools/export_student.py configs/mskd_r34_r18_imagenet.py "
         "work_dirs/mskd_r34_r18_imagenet/epoch_100.pth r18.pth",
     )

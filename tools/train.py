@@ -33,8 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--teacher",
         metavar="FILE",
         help="the teacher's weights: a file of mmpretrain, torchvision, the CRD benchmark or of "
-        "this project, "
-        "a URL, or torchvision://NAME",
+        "this project, a URL, or torchvision://NAME",
     )
     parser.add_argument(
         "--amp", action="store_true", help="mixed precision (bfloat16; float16 on GPUs without it)"

@@ -105,9 +105,8 @@ def check_batch_size(runner: Runner) -> None:
     if total != base:
         runner.logger.warning(
             f"A step takes {total} images ({size} x {runner.world_size} processes x {accumulated} "
-            f"accumulated), but "
-            f"the learning rate is meant for auto_scale_lr.base_batch_size={base}: "
-            f"--auto-scale-lr scales it."
+            f"accumulated), but the learning rate is meant for auto_scale_lr.base_batch_size="
+            f"{base}: --auto-scale-lr scales it."
         )
 
 

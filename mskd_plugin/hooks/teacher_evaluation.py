@@ -55,6 +55,6 @@ class TeacherEvaluationHook(Hook):
         if top1 is not None and classes and top1 < 2 * 100 / len(classes):
             runner.logger.warning(
                 f"The teacher's accuracy of {top1:.2f} is near chance ({100 / len(classes):.2f}): "
-                f"check its weights, "
-                "the order of the classes and the data preprocessor's mean, std and channel order."
+                "check its weights, the order of the classes and the data preprocessor's mean, std "
+                "and channel order."
             )
