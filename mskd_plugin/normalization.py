@@ -26,7 +26,8 @@ def stated_normalization(checkpoint: Mapping[str, Any]) -> dict[str, list[float]
         checkpoint: What the file holds. MMEngine keeps the config under ``meta.cfg``.
 
     Returns:
-        ``mean`` and ``std``, one number a channel; empty where the checkpoint states none.
+        ``mean`` and ``std``, one number a channel or one for all; empty where the checkpoint
+        states none.
 
     Example:
         >>> config = "data_preprocessor = dict(mean=[1.0, 2.0, 3.0], std=[4.0, 5.0, 6.0])"
@@ -74,7 +75,7 @@ def _numbers(node: ast.expr | None) -> list[float]:
         value = ast.literal_eval(node) if node is not None else ()
     except ValueError:
         return []
-    values = list(value) if isinstance(value, (list, tuple)) else []
+    values = list(value) if isinstance(value, (list, tuple)) else [value]
     return [float(v) for v in values] if all(isinstance(v, (int, float)) for v in values) else []
 
 

@@ -40,6 +40,7 @@ def preprocessor(**settings) -> ClsDataPreprocessor:
             {"data_preprocessor": STATED, "model": dict(data_preprocessor=dict(type="Y"))},
             STATED,
         ),
+        ({"data_preprocessor": dict(mean=127.5, std=64)}, dict(mean=[127.5], std=[64.0])),
         ({"data_preprocessor": dict(mean=MEAN)}, {}),
         ({"data_preprocessor": None, "model": dict(type="X", data_preprocessor=None)}, {}),
         ({"model": dict(type="X")}, {}),
