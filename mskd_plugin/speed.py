@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mmengine.model import is_model_wrapper
 from mmrazor.models.distillers import ConfigurableDistiller
 from mmrazor.models.task_modules import ModuleOutputsRecorder
 from mmrazor.models.task_modules.recorder.param_recorder import ParameterRecorder
@@ -23,11 +24,14 @@ _COMPILE_OPTIONS = set(inspect.signature(torch.compile).parameters) - {"model", 
 def to_channels_last(model: nn.Module) -> None:
     """Lay weights and images out with the channels last, in place, as tensor cores want them.
 
-    Values, names and shapes stay. Images get the layout as they leave ``model.data_preprocessor``.
-    Calling it again changes nothing.
+    Values, names and shapes stay. Images get the layout as they leave ``model.data_preprocessor``,
+    and convolutions pass it on. Calling it again changes nothing.
 
     Args:
-        model: A classifier or an algorithm, with or without its distributed wrapper.
+        model: A classifier or an algorithm. In a distributed wrapper its weights keep their layout,
+            for which ``DistributedDataParallel`` has laid out its buckets: it would take the first
+            step with wrong gradients, or every step with ``find_unused_parameters``. Convolutions
+            then convert their weights at each call.
 
     Example:
         >>> from torch import nn
@@ -36,8 +40,10 @@ def to_channels_last(model: nn.Module) -> None:
         >>> network[0].weight.stride()
         (27, 1, 9, 3)
     """
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    model = getattr(model, "module", model)
+    if is_model_wrapper(model):
+        model = model.module
+    else:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     preprocessor = getattr(model, "data_preprocessor", None)
     if preprocessor is not None and _lay_out_images not in preprocessor._forward_hooks.values():
         preprocessor.register_forward_hook(_lay_out_images)

@@ -13,6 +13,7 @@ import torch
 import toy
 from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmengine.runner import IterBasedTrainLoop
@@ -167,6 +168,30 @@ def test_channels_last_moves_memory_alone():
     batch["inputs"] = batch["inputs"].contiguous(memory_format=torch.channels_last)
     assert_same(step(model, batch), step(other), rtol=1e-4, atol=1e-6)
     assert maps[0].is_contiguous(memory_format=torch.channels_last)
+
+
+def test_channels_last_in_a_distributed_wrapper_keeps_the_gradients(tmp_path):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
+    )
+    try:
+        steps = []
+        for channels_last in (False, True):
+            model = toy.build().train().double()
+            wrapped = MMDistributedDataParallel(module=model)
+            if channels_last:
+                to_channels_last(wrapped)
+            batch = dict(toy.batch(), mode="loss")
+            data = model.data_preprocessor(dict(inputs=batch["inputs"]), True)
+            batch["inputs"] = data["inputs"].double()
+            assert batch["inputs"].stride()[1] == (1 if channels_last else 1024)
+            losses = wrapped(**batch)
+            model.parse_losses(losses)[0].backward()
+            gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+            steps.append(({n: v.detach() for n, v in losses.items()}, gradients))
+    finally:
+        torch.distributed.destroy_process_group()
+    assert_same(*steps, rtol=1e-9, atol=1e-12)
 
 
 def test_optimizer_state_follows_the_layout():

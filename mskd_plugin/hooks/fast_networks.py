@@ -29,8 +29,8 @@ class FastNetworksHook(Hook):
     and the optimizer break the graph.
 
     Args:
-        channels_last: Layout of weights and images (:func:`mskd_plugin.speed.to_channels_last`),
-            in training and evaluation.
+        channels_last: Layout of images and maps, and of weights unless there are several processes
+            (:func:`mskd_plugin.speed.to_channels_last`), in training and evaluation.
         compile: Whether to compile the backbones
             (:class:`mskd_plugin.speed.CompiledBackbones`), or a dict of arguments of
             ``torch.compile``. The first step of each batch size takes longer. Checks before
