@@ -110,7 +110,7 @@ def student_config(cfg: Config) -> tuple[dict[str, Any], dict[str, Any] | None]:
             del part["init_cfg"]
     if preprocessor is not None:
         preprocessor.pop("batch_augments", None)
-        if preprocessor.get("type") == "BatchDataPreprocessor":  # equal to mmpretrain's own
+        if preprocessor.get("type") == "BatchDataPreprocessor":  # to rounding, mmpretrain's own
             preprocessor["type"] = "ClsDataPreprocessor"
     return student, preprocessor
 
