@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import defaultdict
 
 import pytest
+import torch
 import toy
 from tool_runs import forget_runs, shell
 
@@ -117,3 +119,17 @@ def test_two_processes_share_the_work(tmp_path):
     assert row["processes"] == 2
     assert row["images per second"] == pytest.approx(2 * 4e3 / row["ms per step"])
     assert ran.stdout.count("| config |") == 1  # the main process alone reports
+
+
+def test_watched_methods_come_back_those_of_an_instance_too():
+    compiled, plain, spent = torch.nn.ReLU(), torch.nn.ReLU(), defaultdict(float)
+
+    def forward(x):
+        return x + 1
+
+    compiled.forward = forward
+    watched = [("a", compiled, "forward"), ("b", plain, "forward")]
+    with benchmark_step.stopwatch(spent, watched):
+        assert compiled(torch.ones(1)) == 2 and plain(torch.ones(1)) == 1
+    assert set(spent) == {"a", "b"}
+    assert compiled.forward is forward and "forward" not in vars(plain)

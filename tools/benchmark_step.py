@@ -196,13 +196,18 @@ def stopwatch(spent: dict[str, float], watched: list[tuple[str, Any, str]]) -> I
 
         return timed
 
+    # A compiled backbone has a `forward` of its own, which has to come back.
+    own = [(owner, name, vars(owner).get(name)) for _, owner, name in watched]
     for part, owner, name in watched:
         setattr(owner, name, watch(part, getattr(owner, name)))
     try:
         yield
     finally:
-        for _, owner, name in watched:
-            delattr(owner, name)
+        for owner, name, method in own:
+            if method is None:
+                delattr(owner, name)
+            else:
+                setattr(owner, name, method)
 
 
 def report(subjects: list[Subject], memory: list[float], rate: float) -> list[dict[str, Any]]:
