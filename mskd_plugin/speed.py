@@ -40,11 +40,10 @@ def to_channels_last(model: nn.Module) -> None:
         >>> network[0].weight.stride()
         (27, 1, 9, 3)
     """
-    if is_model_wrapper(model):
-        model = model.module
-    else:
+    wrapped = is_model_wrapper(model)
+    if not wrapped:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    preprocessor = getattr(model, "data_preprocessor", None)
+    preprocessor = getattr(model.module if wrapped else model, "data_preprocessor", None)
     if preprocessor is not None and _lay_out_images not in preprocessor._forward_hooks.values():
         preprocessor.register_forward_hook(_lay_out_images)
 

