@@ -21,7 +21,7 @@ if any(find_spec(name) for name in ("mmengine", "mmcv", "mmpretrain", "mmrazor")
         datasets,
         hooks,
         losses,
-        necks,
+        networks,
         optim,
         recorders,
         schedule,

@@ -21,18 +21,18 @@ from test_distributed import own_rows
 from tolerances import TOLERANCES
 from torch import nn
 
-from mskd_plugin import networks
 from mskd_plugin.algorithms import TwoPhaseDistill
 from mskd_plugin.launch import use_method
 from mskd_plugin.losses import MemoryCRDLoss
+from mskd_plugin.networks import by_name
 from mskd_plugin.recipes import METHODS
 
 both = test_distributed.both
 TINY = {
-    "tiny_student": networks._cifar_resnet(8, toy.WIDTHS["student"]),
-    "tiny_teacher": networks._cifar_resnet(8, toy.WIDTHS["teacher"]),
+    "tiny_student": by_name._cifar_resnet(8, toy.WIDTHS["student"]),
+    "tiny_teacher": by_name._cifar_resnet(8, toy.WIDTHS["teacher"]),
     # FSP needs the student's channels.
-    "tiny_teacher_as_narrow": networks._cifar_resnet(14, toy.WIDTHS["student"]),
+    "tiny_teacher_as_narrow": by_name._cifar_resnet(14, toy.WIDTHS["student"]),
     **token_oracles.TINY,
 }
 IMAGES, STEPS = 4, 2  # images of both processes together
@@ -85,7 +85,7 @@ def build(name: str, seed: int, **settings: Any):
             optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.01)),
         )
     )
-    with patch.dict(networks.NETWORKS, TINY):
+    with patch.dict(by_name.NETWORKS, TINY):
         use_method(cfg, name)
         torch.manual_seed(seed)
         model = MODELS.build(cfg.model)

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 
 import mskd_plugin  # noqa: F401  (registers backbones)
 from mskd_plugin.errors import SettingError
-from mskd_plugin.necks import TokenPooling
-from mskd_plugin.networks import NETWORKS, classifier, network
+from mskd_plugin.networks import NETWORKS, TokenPooling, classifier, network
 
 # Of the benchmark's own code with 100 classes: parameters, state_dict keys, multiply-adds in
 # millions, then channels@side of the stem's and the stages' maps, and the channels of the pooled

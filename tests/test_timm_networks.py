@@ -16,8 +16,8 @@ from torch import nn
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier, network
+from mskd_plugin.networks.timm import timm_network
 from mskd_plugin.recipes import distill, mskd
-from mskd_plugin.timm_networks import timm_network
 from mskd_plugin.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -286,7 +286,7 @@ def test_refusals(timm, monkeypatch):
         with pytest.raises(SettingError, match=match):
             network(f"timm:{name}")
     with monkeypatch.context() as patch:
-        patch.setattr("mskd_plugin.timm_networks._SIDE", 192)
+        patch.setattr("mskd_plugin.networks.timm._SIDE", 192)
         with pytest.raises(SettingError, match=r"192 x 192.*'timm:mlp'.*doesn't match"):
             network("timm:mlp")
     monkeypatch.setitem(sys.modules, "timm", None)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.network import Network, Tap
+from mskd_plugin.networks.description import Network, Tap
 
 #: What stands before timm's name of a network.
 PREFIX = "timm:"

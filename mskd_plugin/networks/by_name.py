@@ -12,11 +12,9 @@ import difflib
 from typing import Any
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.network import Network, Tap
-from mskd_plugin.timm_networks import PREFIX, timm_network
-from mskd_plugin.token_networks import mixer, swin, vision_transformer
-
-__all__ = ["NETWORKS", "Network", "Tap", "classifier", "network"]
+from mskd_plugin.networks.description import Network
+from mskd_plugin.networks.timm import PREFIX, timm_network
+from mskd_plugin.networks.tokens import mixer, swin, vision_transformer
 
 
 def _residual(
@@ -214,7 +212,7 @@ def network(name: str) -> Network:
 
     Raises:
         SettingError: If there is none of that name; lists the names. See also
-            :func:`mskd_plugin.timm_networks.timm_network`.
+            :func:`mskd_plugin.networks.timm.timm_network`.
     """
     if str(name).startswith(PREFIX):
         return timm_network(name)

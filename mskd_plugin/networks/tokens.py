@@ -5,7 +5,7 @@ Settings are those of mmpretrain's published configs; each takes images of the s
 
 from __future__ import annotations
 
-from mskd_plugin.network import Network, Tap
+from mskd_plugin.networks.description import Network, Tap
 
 _TRANSFORMER = [
     {"type": "TruncNormal", "layer": "Linear", "std": 0.02, "bias": 0.0},
