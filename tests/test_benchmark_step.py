@@ -67,8 +67,9 @@ def test_the_fast_loop_counts_the_same_operations(rows, tmp_path):
     options = ["--steps", "2", "--warmup", "0", "--block", "2", "--batch-size", "4"]
     eager = ["--cfg-options", "default_hooks.networks.compile.backend=aot_eager"]
     benchmark_step.main([config, *options, "--fast", "--json", str(file), *eager])
-    (fast,) = json.loads(file.read_text())
-    assert fast["GFLOP per image"] == rows[1]["GFLOP per image"]
+    plain, fast = json.loads(file.read_text())
+    assert (plain["config"], fast["config"]) == (rows[1]["config"], f"{rows[1]['config']}, fast")
+    assert fast["GFLOP per image"] == plain["GFLOP per image"] == rows[1]["GFLOP per image"]
     assert fast["images per second"] == pytest.approx(4e3 / fast["ms per step"])
     assert all(fast["parts (ms)"][part] > 0 for part in ("teacher forward", "backward", "step"))
 

@@ -59,15 +59,16 @@ class Subject:
     """One config, ready to take steps.
 
     Args:
-        name: Its name in the table.
+        name: Its file.
         args: The command line.
+        fast: Whether every switch of ``configs/_base_/fast.py`` is set.
     """
 
-    def __init__(self, name: str, args: argparse.Namespace) -> None:
-        self.name = Path(name).stem
+    def __init__(self, name: str, args: argparse.Namespace, fast: bool = False) -> None:
+        self.name = f"{Path(name).stem}{', fast' if fast else ''}"
         launcher = "pytorch" if "LOCAL_RANK" in os.environ else "none"
         cfg = load_config(
-            argparse.Namespace(**{**vars(args), "config": name, "launcher": launcher})
+            argparse.Namespace(**{**vars(args), "config": name, "launcher": launcher, "fast": fast})
         )
         cfg.log_level = "ERROR"
         if "teacher_ckpt" in cfg.model:
@@ -289,7 +290,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     parser.add_argument(
-        "--fast", action="store_true", help="every switch of configs/_base_/fast.py, for all"
+        "--fast",
+        action="store_true",
+        help="each config a second time, with every switch of configs/_base_/fast.py",
     )
     parser.add_argument(
         "--block",
@@ -314,7 +317,11 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Measure and print the configs of a checked command line."""
-    subjects = [Subject(config, args) for config in args.configs]
+    subjects = [
+        Subject(config, args, fast)
+        for fast in ((False, True) if args.fast else (False,))
+        for config in args.configs
+    ]
 
     def block(subject: Subject) -> Callable[[], None]:
         def run() -> None:

@@ -72,8 +72,9 @@ def kd_of_samples(student_logits: Tensor, teacher_logits: Tensor, temperature: f
 
 def without_target(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the logits of the classes that are not the label's, in order: (N, C - 1)."""
-    kept = torch.ones_like(logits, dtype=torch.bool).scatter_(1, labels[:, None], False)
-    return logits[kept].view(logits.shape[0], logits.shape[1] - 1)
+    # By index: a mask would make the host wait for the device to count what it keeps.
+    others = torch.arange(logits.shape[1] - 1, device=logits.device)
+    return logits.gather(1, others + (others >= labels[:, None]))
 
 
 def mean_of_samples(losses: Tensor) -> Tensor:
