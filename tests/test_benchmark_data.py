@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 
 import pytest
 import torch
@@ -48,6 +49,17 @@ def test_batches_are_the_configs_own():
     assert len(first.loader.dataset.pipeline.transforms) == 3
     assert type(held.loader.dataset).__name__ == "InMemoryImages"
     assert held.loader.dataset.flip_prob == 0.5
+
+
+def test_workers_serve_what_is_not_in_memory_and_count():
+    tool = toy.tool("benchmark_data")
+    first, held, *_ = tool.subjects_of(tool.parse_args([*OPTIONS, "--workers", "1"]))
+    assert (first.loader.num_workers, held.loader.num_workers) == (1, 0)
+    children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    before = tool.cpu_seconds()
+    first.take(2)
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - children
+    assert 0 < spent < tool.cpu_seconds() - before
 
 
 def test_one_turn_has_no_spread():
