@@ -18,12 +18,13 @@ _NAMES = ("mean", "std")
 
 
 def stated_normalization(checkpoint: Mapping[str, Any]) -> dict[str, list[float]]:
-    """Return the mean and std that the config inside a checkpoint of MMEngine states.
+    """Return the mean and std that the config inside a checkpoint of OpenMMLab's states.
 
     The config is read as text, not run. That of a model goes before that of the run.
 
     Args:
-        checkpoint: What the file holds. MMEngine keeps the config under ``meta.cfg``.
+        checkpoint: What the file holds. MMEngine keeps the config under ``meta.cfg``; before
+            MMEngine it was ``meta.config``, with the numbers in ``img_norm_cfg``.
 
     Returns:
         ``mean`` and ``std``, one number a channel or one for all; empty where the checkpoint
@@ -37,7 +38,8 @@ def stated_normalization(checkpoint: Mapping[str, Any]) -> dict[str, list[float]
         {}
     """
     meta = checkpoint.get("meta")
-    text = meta.get("cfg") if isinstance(meta, Mapping) else None
+    texts = [meta.get(key) for key in ("cfg", "config")] if isinstance(meta, Mapping) else []
+    text = next(filter(None, texts), None)
     if not isinstance(text, str):
         return {}
     try:
@@ -52,8 +54,8 @@ def stated_normalization(checkpoint: Mapping[str, Any]) -> dict[str, list[float]
         if isinstance(target, ast.Name)
     }
     of_model = dict(_entries(top.get("model"))).get("data_preprocessor")
-    for preprocessor in (of_model, top.get("data_preprocessor")):
-        entries = dict(_entries(preprocessor))
+    for place in (of_model, top.get("data_preprocessor"), top.get("img_norm_cfg")):
+        entries = dict(_entries(place))
         stated = {name: _numbers(entries.get(name)) for name in _NAMES}
         if all(stated.values()):
             return stated

@@ -62,7 +62,7 @@ def load_weights(
             ``torchvision://resnet34`` for one.
         setting: Name of the setting that ``source`` comes from, for errors.
         data_preprocessor: What normalises the model's images, to be compared with what a checkpoint
-            of MMEngine says of its own training. Default: None, not compared.
+            of OpenMMLab's says of its own training. Default: None, not compared.
 
     Returns:
         The layout found, a key of :data:`LAYOUTS`.

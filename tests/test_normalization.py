@@ -50,6 +50,11 @@ def test_the_config_in_a_checkpoint_is_read(settings, expected):
     assert stated_normalization(checkpoint(**settings)) == expected
 
 
+def test_the_config_in_a_checkpoint_of_mmclassification_is_read():
+    text = Config({"model": dict(type="X"), "img_norm_cfg": dict(STATED, to_rgb=True)}).pretty_text
+    assert stated_normalization({"meta": {"mmcls_version": "0.19.0", "config": text}}) == STATED
+
+
 @pytest.mark.parametrize(
     "meta",
     [None, {}, {"cfg": None}, {"cfg": "data_preprocessor = dict(mean="}, {"cfg": "\0"}, [1],
