@@ -33,7 +33,7 @@ def _join(ranks, store: str) -> None:
         init_method=store,
         rank=ranks.get(),
         world_size=PROCESSES,
-        timeout=timedelta(seconds=60),
+        timeout=timedelta(seconds=300),
     )
 
 

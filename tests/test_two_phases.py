@@ -189,7 +189,7 @@ def _phases_under_ddp(name: str, rank: int, store: str) -> dict:
     """Train two steps in each phase, each process with its half of the batch."""
     torch.set_num_threads(1)
     distributed.init_process_group(
-        "gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=60)
+        "gloo", init_method=store, rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     model = build(name)
     # Built before the phases, as the runner does it.
@@ -217,7 +217,7 @@ def pool():
 def test_two_processes_train_the_parameters_of_each_phase_alike(pool, tmp_path, name):
     store = (tmp_path / "store").as_uri()
     futures = [pool.submit(_phases_under_ddp, name, rank, store) for rank in range(2)]
-    first, second = (future.result(timeout=120) for future in futures)
+    first, second = (future.result(timeout=300) for future in futures)
     assert first == second
     untrained = {n: v.tolist() for n, v in parameters(build(name)).items()}
     moved = {n for n in untrained if untrained[n] != first[n]}

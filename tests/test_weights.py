@@ -268,9 +268,11 @@ def served(folder: Path) -> Iterator[str]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:  # else a failing test would never end
+            server.shutdown()
+            thread.join()
 
 
 def test_addresses_with_equal_file_names(cache: Path, tmp_path: Path) -> None:
