@@ -27,10 +27,6 @@ PAIR = toy.ROOT / "configs" / "_base_" / "pairs" / "resnet20_resnet8_digits.py"
 #: Methods that look at numbers of the device in each step, hence wait for it.
 WAITING = {
     "crd": "its memory's bounds, normalisers and negatives",
-    "dkd": "the logits without the label's, by a mask",
-    "nkd": "as dkd",
-    "sdd_dkd": "as dkd",
-    "sdd_nkd": "as dkd",
 }
 #: Methods in which CPUs, not GPUs, check numbers: one_hot's labels, quantile's argument.
 CHECKING_ON_CPU = {"mlkd", "ofa", "wsld"}
