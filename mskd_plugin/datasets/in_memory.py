@@ -131,7 +131,7 @@ class InMemoryImages(Dataset):
             numbers = None if self.sample_idx is None else self.sample_idx.index_select(0, on_host)
             samples = [BatchSample.of(self.labels.index_select(0, rows), numbers)]
         else:
-            samples = [self.samples[index].clone() for index in indices]
+            samples = [_copy(self.samples[index]) for index in indices]
         return {"inputs": self.windows(rows, top, left, flip), "data_samples": samples}
 
     def windows(
@@ -163,6 +163,18 @@ class InMemoryImages(Dataset):
         reaches = self._reaches.index_select(0, start).view(-1, *self._shape)
         crop_height, crop_width = self.crop_size
         return reaches[..., :crop_height, :crop_width]
+
+
+def _copy(sample: Any) -> Any:
+    """Copy a data sample, without the deep copies of its own ``clone``: values are replaced in it,
+    never changed.
+    """
+    copy = type(sample)()
+    for name, value in sample.metainfo_items():
+        copy.set_field(value, name, field_type="metainfo")
+    for name, value in sample.items():
+        copy.set_field(value, name)
+    return copy
 
 
 def read_once(source: Any) -> tuple[Tensor, list[Any]]:
