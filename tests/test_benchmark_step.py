@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 from collections import defaultdict
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -134,3 +136,18 @@ def test_watched_methods_come_back_those_of_an_instance_too():
         assert compiled(torch.ones(1)) == 2 and plain(torch.ones(1)) == 1
     assert set(spent) == {"a", "b"}
     assert compiled.forward is forward and "forward" not in vars(plain)
+
+
+def test_a_config_and_its_fast_form_have_logs_of_their_own(tmp_path, monkeypatch):
+    # mmengine tells runs apart by name and second; these begin in the same one.
+    clock = SimpleNamespace(time=lambda: 1e9, strftime=time.strftime, localtime=time.localtime)
+    monkeypatch.setattr("mmengine.runner.runner.time", clock)
+    eager = ["--cfg-options", "default_hooks.networks.compile.backend=aot_eager"]
+    config = str(DEMO / "student_resnet8_digits.py")
+    subjects = []
+    for fast in (False, True):
+        args = benchmark_step.parse_args([config, "--batch-size", "4", *(eager if fast else [])])
+        args.work_dir = str(tmp_path)
+        subjects.append(benchmark_step.Subject(config, args, fast))
+    plain, fast = (type(subject.runner.message_hub).__name__ for subject in subjects)
+    assert (plain, fast) == ("MessageHub", "DeferringMessageHub")

@@ -71,6 +71,8 @@ class Subject:
             argparse.Namespace(**{**vars(args), "config": name, "launcher": launcher, "fast": fast})
         )
         cfg.log_level = "ERROR"
+        # mmengine takes runs of one name that begin in the same second for one, with one log.
+        cfg.experiment_name = self.name
         if "teacher_ckpt" in cfg.model:
             cfg.model.teacher_ckpt = None
         if args.amp:
