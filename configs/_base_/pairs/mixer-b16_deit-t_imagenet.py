@@ -2,8 +2,8 @@
 
 _base_ = "../imagenet_vit.py"
 
-# As the published teacher was trained. What the augmentation erases is filled by ImageNet's own mean
-# and std.
+# As the published teacher was trained. What the augmentation erases is still filled with ImageNet's
+# mean and std.
 data_preprocessor = dict(mean=[127.5] * 3, std=[127.5] * 3)
 
 pair = dict(
