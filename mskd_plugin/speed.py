@@ -125,6 +125,9 @@ class CompiledBackbones:
         distiller = getattr(model, "distiller", None)
         if isinstance(distiller, ConfigurableDistiller):
             _check_traceable(distiller)
+        # Recorders are hooks. By default torch takes a network's graph for another of its shape
+        # whose hooks differ.
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
         self._backbones = [model.get_submodule(name) for name in self.names]
         for backbone in self._backbones:
             _numbers_of_python(backbone)

@@ -267,6 +267,27 @@ def test_backbones_become_one_graph_each_and_the_numbers_stay(graphs):
     copy.deepcopy(model)
 
 
+def test_one_graph_does_not_serve_networks_with_other_recorders(graphs):
+    plain = toy.distiller()
+    for side in ("student_recorders", "teacher_recorders"):
+        plain[side] = dict(logits=dict(type="ModuleOutputs", source="head.fc"))
+    plain.update(
+        connectors=None,
+        distill_losses=dict(loss_kd=dict(type="KLDivergence", tau=4)),
+        loss_forward_mappings=dict(
+            loss_kd=dict(
+                preds_S=dict(from_student=True, recorder="logits"),
+                preds_T=dict(from_student=False, recorder="logits"),
+            )
+        ),
+    )
+    first, second, other = toy.build(distiller=plain), toy.build().train(), toy.build().train()
+    for model in (first.train(), second):
+        CompiledBackbones(model, dict(backend="noting", dynamic=False)).enabled = True
+    step(first)
+    assert_same(step(second), step(other))  # torch's default finds nothing recorded here
+
+
 def test_compiled_with_a_teacher_in_inference_mode(graphs):
     model, other = toy.build(teacher_inference_mode=True).train(), toy.build().train()
     compiled = CompiledBackbones(model, dict(backend="aot_eager", fullgraph=True, dynamic=False))

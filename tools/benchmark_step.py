@@ -319,6 +319,8 @@ def main(argv: list[str] | None = None) -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Measure and print the configs of a checked command line."""
+    # Networks of one class share their graphs' places, a few more than one training needs.
+    torch._dynamo.config.cache_size_limit = 8 * len(args.configs)
     subjects = [
         Subject(config, args, fast)
         for fast in ((False, True) if args.fast else (False,))
