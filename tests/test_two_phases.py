@@ -161,7 +161,7 @@ def test_no_training_without_a_phase_but_checks():
 @pytest.mark.parametrize(
     ("setting", "value", "match"),
     [
-        ("init_losses", ["loss_at"], "`init_losses`.*loss_ft, loss_ft_paraphraser,*'loss_at'"),
+        ("init_losses", ["loss_at"], "`init_losses`.*loss_ft, loss_ft_paraphraser.*'loss_at'"),
         ("init_losses", [], "`init_losses`"),
         ("init_losses", "loss_ft", "`init_losses`"),
         ("init_modules", ["teacher"], "`init_modules`.*ft_paraphraser.*'teacher'"),
