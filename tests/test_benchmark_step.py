@@ -151,3 +151,14 @@ def test_a_config_and_its_fast_form_have_logs_of_their_own(tmp_path, monkeypatch
         subjects.append(benchmark_step.Subject(config, args, fast))
     plain, fast = (type(subject.runner.message_hub).__name__ for subject in subjects)
     assert (plain, fast) == ("MessageHub", "DeferringMessageHub")
+
+
+@pytest.mark.parametrize("phase", [1, 2])
+def test_a_method_in_two_phases_is_in_the_phase_asked_for(tmp_path, phase):
+    args = benchmark_step.parse_args(["x", "--phase", str(phase), "--batch-size", "2"])
+    args.work_dir = str(tmp_path)
+    config = ROOT / "configs/cifar100/fsp_resnet32x4_resnet8x4.py"
+    subject = benchmark_step.Subject(str(config), args)
+    assert subject.inner.phase == phase
+    losses = subject.model.train_step(next(subject.batches), optim_wrapper=subject.wrapper)
+    assert any("loss_fsp" in name for name in losses) == (phase == 1)

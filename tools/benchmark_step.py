@@ -32,6 +32,7 @@ from mmpretrain.structures import DataSample
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from mskd_plugin.algorithms import TwoPhaseDistill
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import DeferredRuntimeInfoHook, FastNetworksHook
@@ -97,6 +98,8 @@ class Subject:
             runner.optim_wrapper = runner.build_optim_wrapper(wrapper)
             self.batches = self._synthetic(args.side, collate)
         self.wrapper: OptimWrapper = runner.optim_wrapper
+        if isinstance(self.inner, TwoPhaseDistill):
+            self.inner.enter_phase(args.phase)
         self.model.train()
         self.log: Any = None
         self._begin(runner)
@@ -289,6 +292,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--in-memory",
         action="store_true",
         help="with --real: small images on the training device, cropped and flipped by the batch",
+    )
+    parser.add_argument(
+        "--phase", type=int, choices=(1, 2), default=1, help="of methods in two phases (default: 1)"
     )
     parser.add_argument("--amp", action="store_true", help="mixed precision")
     parser.add_argument(
