@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import resource
 import statistics
 import time
@@ -34,7 +33,7 @@ from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.preflight import check_data_roots
 from mskd_plugin.launch import add_overrides, load_config, use_in_memory
-from mskd_plugin.measure import device_name, synchronize
+from mskd_plugin.measure import device_name, synchronize, write_figures
 
 
 @DATASETS.register_module()
@@ -221,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = report(subjects)
     print(markdown(rows))
     if args.json:
-        args.json.write_text(json.dumps(rows, indent=2) + "\n")
+        write_figures(rows, args.json)
 
 
 if __name__ == "__main__":

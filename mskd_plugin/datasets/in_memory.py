@@ -34,8 +34,7 @@ class InMemoryImages(Dataset):
     The other data set's pipeline runs once for each image, at the start, so nothing in it may be
     random. Length, order, ``metainfo`` and ``sample_idx`` are the other data set's. The data loader
     needs ``collate_fn=dict(type="collate_batch")``, which takes a batch as it is, and no workers;
-    ``BatchDataPreprocessor``
-    normalises the batch in place.
+    ``BatchDataPreprocessor`` normalises the batch in place.
 
     Args:
         dataset: Config of a data set of mmpretrain whose pipeline ends with ``PackInputs``, or the
