@@ -15,7 +15,7 @@ import torch
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.hub import get_config
-from mmengine.registry import OPTIMIZERS, RUNNERS
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch import nn
 
@@ -247,7 +247,7 @@ def use_mixed_precision(cfg: Config) -> None:
     if kind in ("BFloat16OptimWrapper", "AmpOptimWrapper"):
         return
     if kind != "OptimWrapper":
-        raise SettingError("optim_wrapper.type", "'OptimWrapper' with --amp", repr(kind))
+        raise SettingError("optim_wrapper.type", "'OptimWrapper' with --amp or --fast", repr(kind))
     if torch.cuda.is_available() and not _computes_bfloat16():
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
@@ -435,6 +435,7 @@ def build_runner(cfg: Config) -> Runner:
     """
     check_data_roots(cfg)
     _check_optimizer(cfg)
+    _check_hooks(cfg)
     try:
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         # The runner would build these when it starts, in the same order.
@@ -465,6 +466,14 @@ def _with_data(runner: Runner, stage: str) -> BaseLoop | None:
 
 def _check_optimizer(cfg: Config) -> None:
     """Name an unknown optimizer; MMEngine's own error is that None is not callable."""
+    wrapper = (cfg.get("optim_wrapper") or {}).get("type")
+    if isinstance(wrapper, str) and OPTIM_WRAPPERS.get(wrapper) is None:
+        raise SettingError(
+            "optim_wrapper.type",
+            "a registered optimizer wrapper",
+            repr(wrapper),
+            _nearest(wrapper, OPTIM_WRAPPERS.module_dict),
+        )
     optimizer = (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
     kind = optimizer.get("type")
     if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
@@ -480,3 +489,18 @@ def _check_optimizer(cfg: Config) -> None:
             f"False, since this torch has no fused {kind} on {get_device()}",
             True,
         )
+
+
+def _check_hooks(cfg: Config) -> None:
+    """Name a mistyped default hook or switch before the runner makes its work folder."""
+    hooks = cfg.get("default_hooks") or {}
+    for name, hook in hooks.items():
+        if isinstance(hook, dict) and "type" not in hook:
+            raise SettingError(
+                f"default_hooks.{name}",
+                "a hook with a type",
+                dict(hook),
+                _nearest(name, {*hooks} - {name}),
+            )
+        if isinstance(hook, dict) and hook["type"] == "FastNetworksHook":
+            HOOKS.build(hook)

@@ -287,7 +287,7 @@ def test_a_config_that_is_in_mixed_precision_stays_as_it_is(kind):
 
 def test_other_optimizer_wrappers_are_refused():
     cfg = load("--cfg-options", "optim_wrapper.type=ApexOptimWrapper")
-    with pytest.raises(SettingError, match=r"optim_wrapper\.type.*'OptimWrapper' with --amp.*Apex"):
+    with pytest.raises(SettingError, match=r"optim_wrapper\.type.*--amp or --fast.*Apex"):
         launch.use_mixed_precision(cfg)
 
 
@@ -390,3 +390,39 @@ def test_data_that_do_not_fit_their_type_are_named(tmp_path, stage):
     expected = rf"{stage}_dataloader.dataset.*\(1\) doesn't match .*\(1000\)"
     with pytest.raises(SettingError, match=expected):
         launch.build_runner(cfg)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (
+            {"optim_wrapper.type": "OptimWraper"},
+            r"optim_wrapper\.type.*Did you mean 'OptimWrapper'",
+        ),
+        (
+            {"default_hooks.network": dict(compile=False)},
+            r"default_hooks\.network`.*a hook with a type.*Did you mean 'networks'",
+        ),
+        ({"default_hooks.networks.compile": dict(mod="max")}, r"compile.*'mod': 'max'"),
+    ],
+    ids=["wrapper", "hook", "compile"],
+)
+def test_a_mistyped_setting_is_named_before_anything_is_written(tmp_path, options, told):
+    cfg = toy.runner_config(tmp_path, **options)
+    cfg.work_dir = str(tmp_path / "run")
+    with pytest.raises(SettingError, match=told):
+        launch.build_runner(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_hook_may_be_switched_off(tmp_path):
+    cfg = toy.runner_config(tmp_path, **{"default_hooks.timer": None})
+    names = {type(hook).__name__ for hook in launch.build_runner(cfg).hooks}
+    assert "IterTimerHook" not in names and "FastNetworksHook" in names
+
+
+def test_testing_a_checkpoint_that_is_missing_writes_nothing(tmp_path):
+    argv = [DEMO, str(tmp_path / "no.pth"), "--work-dir", str(tmp_path / "run")]
+    with pytest.raises(SettingError, match=r"`checkpoint`.*no\.pth', which is not there"):
+        toy.tool("test").main(argv)
+    assert not (tmp_path / "run").exists()

@@ -6,8 +6,10 @@ python tools/test.py configs/mskd_r34_r18_imagenet.py work_dirs/mskd_r34_r18_ima
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from mskd_plugin.cli import run_tool
+from mskd_plugin.errors import SettingError
 from mskd_plugin.launch import add_common_options, build_runner, keep_student_only, load_config
 from mskd_plugin.weights import load_weights
 
@@ -32,6 +34,12 @@ def main(argv: list[str] | None = None) -> None:
     """Evaluate."""
     args = parse_args(argv)
     cfg = load_config(args)
+    if "://" not in args.checkpoint and not Path(args.checkpoint).expanduser().is_file():
+        raise SettingError(
+            "checkpoint",
+            "a file, a URL or torchvision://NAME",
+            f"{args.checkpoint!r}, which is not there",
+        )
     keep_student_only(cfg)
     for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
         cfg.pop(key, None)
