@@ -9,12 +9,13 @@ from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
 from mskd_plugin.errors import SettingError, check_count
-from mskd_plugin.functional import decouple, tokens_to_map
+from mskd_plugin.functional import tokens_to_map
 from mskd_plugin.functional.decoupling import (
     DEFAULT_SCALES,
     check_map_size,
     check_overlap,
     check_scales,
+    pool_windows,
 )
 
 PROJECTORS = ("none", "linear", "mlp")
@@ -128,13 +129,14 @@ class MultiScaleDecouplingConnector(BaseModule):
             feature = self._only_tensor(feature)
         if feature.dim() == 3:
             feature = tokens_to_map(feature, self.class_tokens, self.map_size)
-        regions = decouple(feature, self.scales, self.overlap)
-        channels = regions[0].shape[-1]
-        if self.in_channels is not None and channels != self.in_channels:
+        regions, counts = pool_windows(feature, self.scales, self.overlap)
+        if self.in_channels is not None and regions.shape[-1] != self.in_channels:
             raise SettingError(
-                "in_channels", f"the {channels} channels of the recorded stage", self.in_channels
+                "in_channels",
+                f"the {regions.shape[-1]} channels of the recorded stage",
+                self.in_channels,
             )
-        return tuple(self.projector(scale) for scale in regions)
+        return self.projector(regions).split(counts, dim=1)
 
     @staticmethod
     def _only_tensor(feature: Sequence) -> Tensor:

@@ -11,6 +11,7 @@ this project's reconstruction, built on InfoNCE (van den Oord et al., arXiv 1807
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -95,8 +96,10 @@ def check_regions(student: Sequence[Tensor] | Tensor, teacher: Sequence[Tensor] 
             )
 
 
-def _embed(regions: Sequence[Tensor], center: bool, gather: bool, eps: float) -> Tensor:
-    """Normalise the regions of all scales, centred if asked, and join them: (N', R, D).
+def _embed(
+    regions: Sequence[Tensor], center: bool, gather: bool, eps: float, length: float = 1.0
+) -> Tensor:
+    """Bring the regions of all scales, centred if asked, to ``length`` and join them: (N', R, D).
 
     With ``gather`` the batch mean and the result are those of all processes.
     """
@@ -111,69 +114,62 @@ def _embed(regions: Sequence[Tensor], center: bool, gather: bool, eps: float) ->
             [scale - scale.mean((0, 1), keepdim=True) for scale in joined.split(counts, dim=1)],
             dim=1,
         )
-    return F.normalize(joined, dim=-1, eps=eps)
+    norm = joined.norm(dim=-1, keepdim=True).clamp_min(eps)
+    return joined / (norm if length == 1 else norm / length)
 
 
-def _info_nce(
-    query: Tensor, keys: Tensor, temperature: float, offset: int = 0, dropped: Tensor | None = None
+def _log_probability(
+    query: Tensor, keys: Tensor, offset: int = 0, dropped: Tensor | None = None
 ) -> Tensor:
-    """InfoNCE of each row of (B, M, D) against the rows of (B, M', D) of its group: (B, M) losses.
+    """Return the log-probability of each query's positive among the keys of its group: (B, M).
 
-    The positive of query m is key m + ``offset``; ``dropped`` (M, M') marks keys that are no
-    negatives. Beyond ``MAX_SIMILARITIES`` the rows go by in blocks, whose similarities are made
+    Queries are (B, M, D), keys (B, M', D), their products the logits. The positive of query m is
+    key m + ``offset``; ``dropped`` (M, M') marks keys that are no negatives. InfoNCE is minus the
+    result. Beyond ``MAX_SIMILARITIES`` the rows go by in blocks, whose similarities are made
     anew in the backward pass, so that those of one block alone are held.
     """
     groups, size = query.shape[:2]
-    positive = torch.arange(size, device=query.device) + offset
-    if dropped is not None:
-        dropped = dropped.scatter(1, positive[:, None], False)
     if groups * size * keys.shape[1] <= MAX_SIMILARITIES:
-        return _info_nce_block(query, keys, temperature, positive, dropped)
+        return _log_probability_block(query, keys, offset, dropped)
     rows = min(size, max(1, MAX_SIMILARITIES // keys.shape[1]))
     at_once = max(1, MAX_SIMILARITIES // (rows * keys.shape[1]))
-    losses = [
+    found = [
         torch.cat(
             [
                 checkpoint(
-                    _info_nce_block,
+                    _log_probability_block,
                     some,
                     candidates,
-                    temperature,
-                    positive_of_some,
+                    offset + start,
                     None if dropped is None else dropped.narrow(0, start, some.shape[1]),
                     use_reentrant=False,
                     preserve_rng_state=False,
                 )
-                for start, some, positive_of_some in zip(
-                    range(0, size, rows), group.split(rows, dim=1), positive.split(rows)
-                )
+                for start, some in zip(range(0, size, rows), group.split(rows, dim=1))
             ],
             dim=1,
         )
         for group, candidates in zip(query.split(at_once), keys.split(at_once))
     ]
-    return torch.cat(losses)
+    return torch.cat(found)
 
 
-def _info_nce_block(
-    query: Tensor, keys: Tensor, temperature: float, positive: Tensor, dropped: Tensor | None
+def _log_probability_block(
+    query: Tensor, keys: Tensor, offset: int, dropped: Tensor | None
 ) -> Tensor:
-    logits = torch.bmm(query, keys.transpose(1, 2)).div_(temperature)  # (B, M, M')
+    logits = torch.bmm(query, keys.transpose(1, 2))  # (B, M, M')
     if dropped is not None:
         logits = logits.masked_fill(dropped, float("-inf"))
-    losses = F.cross_entropy(logits.flatten(0, 1), positive.repeat(len(query)), reduction="none")
-    return losses.view(query.shape[:2])
+    return F.log_softmax(logits, dim=-1).diagonal(offset, 1, 2)
 
 
-def _sample_wise(
-    query: Tensor, keys: Tensor, temperature: float, offset: int, same_class: Tensor | None
-) -> Tensor:
-    """InfoNCE of each region against the same region of the other images: (N, R) losses.
+def _sample_wise(query: Tensor, keys: Tensor, offset: int, same_class: Tensor | None) -> Tensor:
+    """Compare each region with the same region of the other images: (N, R) log-probabilities.
 
     The positive of query n is key n + ``offset``.
     """
-    losses = _info_nce(query.transpose(0, 1), keys.transpose(0, 1), temperature, offset, same_class)
-    return losses.t()
+    found = _log_probability(query.transpose(0, 1), keys.transpose(0, 1), offset, same_class)
+    return found.t()
 
 
 def multi_scale_contrastive_terms(
@@ -262,7 +258,9 @@ def multi_scale_contrastive_terms(
         keys = _embed([t.detach() for t in teacher_regions], center, gather, eps)
         # The student's rows are needed from every process only where they are candidates or make
         # the mean.
-        queries_of_all = _embed(student_regions, center, gather and (center or symmetric), eps)
+        queries_of_all = _embed(
+            student_regions, center, gather and (center or symmetric), eps, 1 / temperature
+        )
         query = queries_of_all
         if queries_of_all.shape[0] != size:
             query = queries_of_all.narrow(0, offset, size)
@@ -272,35 +270,58 @@ def multi_scale_contrastive_terms(
         if excluded_labels is not None:
             candidates = gather_batch(excluded_labels) if gather else excluded_labels
             same_class = excluded_labels[:, None] == candidates[None, :]
+            same_class.diagonal(offset).fill_(False)  # the positives stay
 
-        sample = _sample_wise(query, keys, temperature, offset, same_class)
+        sample = _sample_wise(query, keys, offset, same_class)
         if symmetric:
-            mirrored = _sample_wise(positive_key, queries_of_all, temperature, offset, same_class)
+            mirrored = _sample_wise(positive_key, queries_of_all, offset, same_class)
             sample = (sample + mirrored) / 2
 
-        weights: Sequence[Tensor | None] = (
-            [None] * len(counts) if region_weights is None else region_weights
+        term = _mean_loss(sample, counts, lambdas, region_weights)
+        several = [k for k, count in enumerate(counts) if count > 1]
+        if not feature_wise or not several:
+            # Zero, yet a function of the student.
+            return ContrastiveTerms(term, 0 * query.sum())
+        found = []
+        q_of, p_of = query.split(counts, dim=1), positive_key.split(counts, dim=1)
+        for k in several:
+            # Against the other regions of the same image and scale.
+            feature = _log_probability(q_of[k], p_of[k])
+            if symmetric:
+                feature = (feature + _log_probability(p_of[k], q_of[k])) / 2
+            found.append(feature)
+        feature_term = _mean_loss(
+            torch.cat(found, dim=1),
+            [counts[k] for k in several],
+            [lambdas[k] for k in several],
+            None if region_weights is None else [region_weights[k] for k in several],
+            total=sum(lambdas),
         )
-        total = sum(lambdas)
-        # Zero, yet a function of the student: a term without negatives keeps the graph.
-        sample_term = feature_term = 0 * query.sum()
-        for scale_weight, q, p, l_sample, w in zip(
-            lambdas,
-            query.split(counts, dim=1),
-            positive_key.split(counts, dim=1),
-            sample.split(counts, dim=1),
-            weights,
-        ):
-            share = scale_weight / total
-            sample_term = sample_term + share * _weighted_mean(l_sample, w)
-            if feature_wise and q.shape[1] > 1:
-                # Against the other regions of the same image and scale.
-                l_feature = _info_nce(q, p, temperature)
-                if symmetric:
-                    l_feature = (l_feature + _info_nce(p, q, temperature)) / 2
-                feature_term = feature_term + share * _weighted_mean(l_feature, w)
-    return ContrastiveTerms(sample_term, feature_term)
+    return ContrastiveTerms(term, feature_term)
 
 
-def _weighted_mean(losses: Tensor, weights: Tensor | None) -> Tensor:
-    return losses.mean() if weights is None else (losses * weights).mean()
+def _mean_loss(
+    found: Tensor,
+    counts: Sequence[int],
+    lambdas: Sequence[float],
+    weights: Sequence[Tensor] | None,
+    total: float | None = None,
+) -> Tensor:
+    """Take minus the mean of (N, R) log-probabilities over images and regions, weighted by scale
+    and by region.
+    """
+    if weights is not None:
+        found = found * torch.cat(list(weights), dim=1)
+    total = sum(lambdas) if total is None else total
+    shares = tuple(-scale / (total * count) for scale, count in zip(lambdas, counts))
+    return (found @ _repeated(shares, tuple(counts), found.device, found.dtype)).mean()
+
+
+@lru_cache(maxsize=64)
+def _repeated(
+    values: tuple[float, ...], counts: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:
+    """Keep each value, as often as its count says, on a device; a copy each step would wait."""
+    with torch.inference_mode(False):
+        numbers = [value for value, count in zip(values, counts) for _ in range(count)]
+        return torch.tensor(numbers, dtype=dtype, device=device)

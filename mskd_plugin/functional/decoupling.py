@@ -177,12 +177,42 @@ def tokens_to_map(
     return tokens[:, class_tokens:].transpose(1, 2).unflatten(2, (height, width))
 
 
+def pool_windows(
+    feature_map: Tensor, scales: Sequence[int] = DEFAULT_SCALES, overlap: float = 0.0
+) -> tuple[Tensor, tuple[int, ...]]:
+    """Pool a feature map over the windows of all scales, in one product with their means.
+
+    Args and errors are those of :func:`decouple`.
+
+    Returns:
+        The regions (N, sum R_k, C), scale by scale, and the counts R_k.
+    """
+    if feature_map.dim() == 2:
+        feature_map = feature_map[:, :, None, None]
+    if feature_map.dim() != 4:
+        raise SettingError(
+            "feature_map",
+            "a tensor (N, C, H, W) or (N, C)",
+            f"shape {tuple(feature_map.shape)}",
+        )
+    height, width = feature_map.shape[-2:]
+    matrix, counts = _pooling_matrix_on(
+        height,
+        width,
+        check_scales(scales),
+        check_overlap(overlap),
+        feature_map.device,
+        feature_map.dtype,
+    )
+    positions = feature_map.flatten(2).transpose(1, 2)  # (N, H W, C)
+    # As bmm: matmul would copy the matrix for each image.
+    return torch.bmm(matrix.expand(len(positions), -1, -1), positions), counts
+
+
 def decouple(
     feature_map: Tensor, scales: Sequence[int] = DEFAULT_SCALES, overlap: float = 0.0
 ) -> tuple[Tensor, ...]:
     """Pool a feature map over the windows of each scale.
-
-    All scales come from one pass over the map, a product with the matrix of window means.
 
     Args:
         feature_map: (N, C, H, W), or (N, C) pooled vectors, which count as a map of one position.
@@ -204,23 +234,5 @@ def decouple(
         >>> quarters.squeeze().tolist()
         [2.5, 4.5, 10.5, 12.5]
     """
-    if feature_map.dim() == 2:
-        feature_map = feature_map[:, :, None, None]
-    if feature_map.dim() != 4:
-        raise SettingError(
-            "feature_map",
-            "a tensor (N, C, H, W) or (N, C)",
-            f"shape {tuple(feature_map.shape)}",
-        )
-    height, width = feature_map.shape[-2:]
-    matrix, counts = _pooling_matrix_on(
-        height,
-        width,
-        check_scales(scales),
-        check_overlap(overlap),
-        feature_map.device,
-        feature_map.dtype,
-    )
-    positions = feature_map.flatten(2).transpose(1, 2)  # (N, H W, C)
-    regions = torch.matmul(matrix, positions)  # (N, sum R_k, C)
+    regions, counts = pool_windows(feature_map, scales, overlap)
     return regions.split(counts, dim=1)
