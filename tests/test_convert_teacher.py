@@ -17,9 +17,9 @@ from mmpretrain.registry import MODELS
 from network_oracles import published_names
 from torch import nn
 
+from mskd_plugin.checkpoints.weights import load_weights
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import NETWORKS, classifier
-from mskd_plugin.weights import load_weights
 
 # One network of each kind of names, or of shapes.
 FAMILIES = ["resnet20", "resnet8x4", "ResNet18", "ResNet50", "wrn_16_2", "wrn_40_2", "vgg8",

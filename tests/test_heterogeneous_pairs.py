@@ -17,9 +17,9 @@ from mmengine.hub import get_config
 from mmengine.registry import MODELS, init_default_scope
 from torch import Tensor, nn
 
+from mskd_plugin.checkpoints.weights import fit_weights
 from mskd_plugin.networks import NETWORKS, classifier, network
 from mskd_plugin.recipes.augmentation import strong_augmentation
-from mskd_plugin.weights import fit_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = ROOT / "configs" / "_base_" / "pairs"

@@ -10,8 +10,8 @@ import toy
 from mmengine.config import Config
 from mmpretrain.models import ClsDataPreprocessor
 
+from mskd_plugin.checkpoints.normalization import check_normalization, stated_normalization
 from mskd_plugin.errors import SettingError
-from mskd_plugin.normalization import check_normalization, stated_normalization
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 STATED = dict(mean=MEAN, std=STD)

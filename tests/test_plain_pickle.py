@@ -17,8 +17,8 @@ import torch
 from mmengine.logging import HistoryBuffer
 from mmengine.optim import MultiStepLR, OneCycleLR
 
-from mskd_plugin import plain_pickle
-from mskd_plugin.plain_pickle import Placeholder, load_plain
+from mskd_plugin.checkpoints import plain_pickle
+from mskd_plugin.checkpoints.plain_pickle import Placeholder, load_plain
 
 
 @pytest.fixture

@@ -14,11 +14,11 @@ from mmpretrain.models import TIMMBackbone
 from mmpretrain.structures import DataSample
 from torch import nn
 
+from mskd_plugin.checkpoints.weights import load_weights
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier, network
 from mskd_plugin.networks.timm import timm_network
 from mskd_plugin.recipes import distill, mskd
-from mskd_plugin.weights import load_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs" / "heterogeneous").glob("*timm-*.py"))

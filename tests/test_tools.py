@@ -25,6 +25,7 @@ from tool_runs import (
     scalars,
     scalars_of,
     shell,
+    wait_for_the_next_second,
 )
 
 from mskd_plugin.cli import run_tool
@@ -55,6 +56,7 @@ def distilled(tmp_path_factory, teacher):
 def resumed(distilled, teacher):
     """Continue the distillation for a third epoch, and return the work folder."""
     arguments = [MSKD, "--work-dir", distilled, "--teacher", teacher, "--amp", "--seed", "1"]
+    wait_for_the_next_second()
     call("train", *arguments, "--resume", epochs=3)
     return distilled
 

@@ -18,9 +18,9 @@ from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 import mskd_plugin  # noqa: F401  (registers the networks)
+from mskd_plugin.checkpoints.weights import class_count, load_weights
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier
-from mskd_plugin.weights import class_count, load_weights
 
 
 def build(name: str = "resnet8", num_classes: int = 10, seed: int = 0) -> nn.Module:

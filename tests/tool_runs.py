@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import toy
 from mmengine.logging import MessageHub, MMLogger
@@ -38,6 +39,11 @@ def forget_runs():
     """Let mmengine begin anew; it names runs by the second, and would take two for one."""
     for kind in (MMLogger, MessageHub, Visualizer, UniversalVisualizer):
         kind._instance_dict.clear()
+
+
+def wait_for_the_next_second():
+    """Let the next run have a folder of its own; mmengine names them by the second."""
+    time.sleep(1 - time.time() % 1)
 
 
 def call(name, *argv, options=(), epochs=2):

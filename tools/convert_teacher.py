@@ -13,10 +13,16 @@ import torch
 from mmpretrain.registry import MODELS
 
 import mskd_plugin
+from mskd_plugin.checkpoints.weights import (
+    Weights,
+    class_count,
+    fit_weights,
+    read_checkpoint,
+    weights_of,
+)
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import NETWORKS, classifier, network
-from mskd_plugin.weights import Weights, class_count, fit_weights, read_checkpoint, weights_of
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

@@ -27,9 +27,9 @@ from mmengine.registry import DefaultScope
 from mmpretrain.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 import mskd_plugin
+from mskd_plugin.checkpoints.weights import STUDENT_PREFIX, fit_weights, read_checkpoint, weights_of
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
-from mskd_plugin.weights import STUDENT_PREFIX, fit_weights, read_checkpoint, weights_of
 
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
 HOST_SCOPES = ("mmpretrain", "mmcls", "mmcv", "mmengine")

@@ -8,10 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mskd_plugin.checkpoints.weights import load_weights
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
 from mskd_plugin.launch import add_common_options, build_runner, keep_student_only, load_config
-from mskd_plugin.weights import load_weights
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

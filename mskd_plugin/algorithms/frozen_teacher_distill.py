@@ -19,8 +19,8 @@ from mskd_plugin.algorithms.records import (
     copy_inference_records,
     release_records,
 )
+from mskd_plugin.checkpoints.weights import load_weights
 from mskd_plugin.errors import SettingError
-from mskd_plugin.weights import load_weights
 
 TEACHER_MODES = ("tensor", "loss")
 
@@ -35,7 +35,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
       alone;
     - the teacher's loss is not computed;
     - the teacher's weights are loaded strictly, from any layout that
-      :func:`mskd_plugin.weights.load_weights` reads;
+      :func:`mskd_plugin.checkpoints.weights.load_weights` reads;
     - checkpoints leave the teacher out, and loading one keeps the teacher that is in place;
     - a connector that serves several losses is computed once a step;
     - records are released after the losses, not at the next forward;

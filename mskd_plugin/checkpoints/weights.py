@@ -16,9 +16,9 @@ from mmengine.dist import barrier, is_main_process
 from mmengine.runner.checkpoint import get_torchvision_models
 from torch import Tensor, nn
 
+from mskd_plugin.checkpoints.normalization import check_normalization
+from mskd_plugin.checkpoints.plain_pickle import load_plain
 from mskd_plugin.errors import SettingError
-from mskd_plugin.normalization import check_normalization
-from mskd_plugin.plain_pickle import load_plain
 
 Weights = dict[str, Tensor]
 
