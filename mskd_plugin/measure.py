@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,9 @@ def by_turns(
 ) -> list[list[float]]:
     """Time functions that take turns, so that a drift of the machine meets all of them.
 
+    Each turn has an order of its own, drawn from a fixed seed: what ran just before, and the memory
+    that it left, would else favour the same function in every turn.
+
     Args:
         functions: What to run.
         turns: Timed runs of each.
@@ -40,12 +44,14 @@ def by_turns(
         The seconds of each function's runs.
     """
     times: list[list[float]] = [[] for _ in functions]
+    order, draw = list(range(len(functions))), random.Random(0)
     for turn in range(warmup + turns):
-        for function, taken in zip(functions, times):
+        draw.shuffle(order)
+        for index in order:
             if turn < warmup:
-                function()
+                functions[index]()
             else:
-                taken.append(seconds(function))
+                times[index].append(seconds(functions[index]))
     return times
 
 

@@ -8,11 +8,15 @@ import torch
 from mskd_plugin import measure
 
 
-def test_functions_take_turns_and_the_warm_up_is_not_timed():
+def test_functions_take_turns_in_changing_order_and_the_warm_up_is_not_timed():
     order = []
-    times = measure.by_turns([lambda: order.append("a"), lambda: order.append("b")], 3, warmup=2)
-    assert order == ["a", "b"] * 5
-    assert [len(taken) for taken in times] == [3, 3]
+    names = "abc"
+    functions = [lambda name=name: order.append(name) for name in names]
+    times = measure.by_turns(functions, 10, warmup=2)
+    turns = [order[i : i + 3] for i in range(0, len(order), 3)]
+    assert len(turns) == 12 and all(sorted(turn) == list(names) for turn in turns)
+    assert {turn[0] for turn in turns} == set(names)
+    assert [len(taken) for taken in times] == [10, 10, 10]
 
 
 def test_seconds_are_those_of_the_function(monkeypatch):
