@@ -4,8 +4,11 @@ traceback.
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable
+
+from torch import distributed as dist
 
 from mskd_plugin.errors import SettingError
 
@@ -20,8 +23,23 @@ def run_tool(main: Callable[[], object]) -> None:
         SystemExit: With status 2, after ``error: ...`` on stderr, if ``main`` raises a
             :class:`~mskd_plugin.errors.SettingError`.
     """
+    status = 0
     try:
         main()
     except SettingError as error:
         sys.stderr.write(f"error: {error}\n")
-        raise SystemExit(2) from None
+        status = 2
+    _leave_process_group()  # not above, where the error's frames hold the models
+    if status:
+        raise SystemExit(status)
+
+
+def _leave_process_group() -> None:
+    """End communication while Python still runs.
+
+    A thread of gloo that is late to release a tensor would else abort the process as it exits. The
+    threads end with the last reference to the process group, which models hold, too.
+    """
+    if dist.is_available() and dist.is_initialized():
+        gc.collect()
+        dist.destroy_process_group()

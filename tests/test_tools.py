@@ -216,6 +216,42 @@ def test_bad_input_is_one_line_and_status_2(
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("refused", [False, True])
+def test_no_thread_of_a_process_group_outlives_a_tool(tmp_path, refused):
+    # One that still holds a tensor when Python exits aborts the process.
+    program = f"""
+import os, sys, torch
+from torch import distributed
+from torch.nn.parallel import DistributedDataParallel
+from mskd_plugin.cli import run_tool
+from mskd_plugin.errors import SettingError
+
+def names():
+    tasks = [f"/proc/self/task/{{task}}/comm" for task in os.listdir("/proc/self/task")]
+    return [open(task).read() for task in tasks]
+
+def main():
+    distributed.init_process_group(
+        "gloo", init_method="file://{tmp_path}/store", rank=0, world_size=1
+    )
+    model = DistributedDataParallel(torch.nn.Linear(1, 1))
+    model.runner = dict(model=model)  # a circle, as MMEngine's runner has
+    assert any("gloo" in name for name in names())
+    if {refused}:
+        raise SettingError("a", "b", "c")
+
+try:
+    run_tool(main)
+except SystemExit:
+    pass
+assert not any("gloo" in name for name in names()), names()
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert ran.returncode == 0, ran.stderr
+
+
 def test_run_tool_leaves_other_errors_and_results_alone(capsys):
     assert run_tool(lambda: None) is None
     with pytest.raises(ZeroDivisionError):
