@@ -195,7 +195,7 @@ def test_anything_else_is_still_refused(tmp_path, content):
 # ---------------------------------------------------------------- processes on CPUs
 
 TRAIN = f"""
-import importlib.util, json, os, sys
+import gc, importlib.util, json, os, sys
 import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
@@ -237,6 +237,10 @@ group = torch.distributed
 with open(f"{{work_dir}}/{{group.get_rank()}}.json", "w") as file:
     json.dump([group.get_backend(), group.get_world_size(), type(runner.model).__name__,
                runner.model.module.fc.weight[0].tolist()], file)
+# As mskd_plugin.cli.run_tool does: gloo's threads must not outlive Python.
+del runner
+gc.collect()
+group.destroy_process_group()
 """
 
 
