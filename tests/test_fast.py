@@ -565,7 +565,7 @@ def test_train_py_takes_all_switches_and_keeps_an_exact_log(tmp_path):
     )
     dumped = Config.fromfile(next((tmp_path / "run").rglob("resnet20_resnet8_digits.py")))
     assert dumped.model.teacher_inference_mode and "fast" not in dumped
-    saved = torch.load(tmp_path / "run" / "epoch_1.pth", weights_only=False)
+    saved = torch.load(tmp_path / "run" / "epoch_1.pth", weights_only=True)
     assert len(saved["message_hub"]["log_scalars"]["train/loss"].data[0]) == 3
     assert not [key for key in saved["state_dict"] if "_orig_mod" in key or "teacher." in key]
 

@@ -25,8 +25,8 @@ class FastNetworksHook(Hook):
     """Lay networks out with the channels last, and compile them for training.
 
     It serves every model alike, a student or a teacher alone and any distillation. mmengine's own
-    ``compile`` key compiles the whole ``train_step``, in which data samples, recorders' contexts
-    and the optimizer break the graph.
+    ``compile`` key compiles the whole ``train_step``, data samples, recorders' contexts and the
+    optimizer included.
 
     Args:
         channels_last: Layout of images and maps, and of weights unless there are several processes
