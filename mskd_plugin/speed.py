@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo
+import torch._functorch.config
 from mmengine.model import is_model_wrapper
 from mmrazor.models.distillers import ConfigurableDistiller
 from mmrazor.models.task_modules import ModuleOutputsRecorder
@@ -18,6 +20,8 @@ from mskd_plugin.errors import SettingError
 
 #: Where networks are in a distillation algorithm of MMRazor.
 NETWORKS = ("architecture", "teacher")
+#: Whether torch can trace a backward pass as it runs, without autocast.
+COMPILES_LOSSES = hasattr(torch._functorch.config, "backward_pass_autocast")
 _COMPILE_OPTIONS = set(inspect.signature(torch.compile).parameters) - {"model", "disable"}
 
 
@@ -89,68 +93,139 @@ def check_compile(setting: str, options: bool | Mapping[str, Any]) -> dict[str, 
     return {"dynamic": False, **options}
 
 
-class CompiledBackbones:
-    """The backbones of a model, compiled for training steps alone.
+class CompiledMethods:
+    """Methods of a model's modules, compiled for training steps alone.
 
-    Replaced is each backbone's ``forward``, on the instance, so that names in the state dict stay.
-    MMRazor's recorders inside a backbone are traced with it and still record; the plugin's own
-    backbones and mmpretrain's ResNet become one graph each, without a break. Head, connectors and
-    losses are not compiled. Evaluation isn't either: it runs what it always ran, and its batch
-    sizes cost no compilation.
+    They are replaced on the instances, so that names in the state dict stay. Evaluation runs what
+    it always ran, and its batch sizes cost no compilation.
 
     Args:
-        model: A classifier or an algorithm, without its distributed wrapper.
+        methods: From a name for messages to a module and the name of its method.
         options: Arguments of ``torch.compile``.
+        setting: The setting that asks for it.
+        after: Calls of each method, while enabled, that run as they are before it is compiled.
 
     Attributes:
-        names: The backbones' names in the model.
-        enabled: Whether the compiled forward is used. False at first.
+        names: The names.
+        enabled: Whether the compiled methods are used. False at first.
 
     Raises:
-        SettingError: If there is no backbone, torch cannot compile here, or the distiller has
-            deliveries or recorders that replace functions while the networks run.
+        SettingError: If torch cannot compile here.
     """
 
-    def __init__(self, model: nn.Module, options: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        methods: Mapping[str, tuple[nn.Module, str]],
+        options: Mapping[str, Any],
+        setting: str = "compile",
+        after: int = 0,
+    ) -> None:
         self.enabled = False
-        self.names = [
-            f"{prefix}backbone"
-            for prefix in ("", *(f"{name}." for name in NETWORKS))
-            if f"{prefix}backbone" in dict(model.named_modules())
-        ]
-        if not self.names:
-            raise SettingError(
-                "compile", "False for a model without a `backbone`", type(model).__name__
-            )
-        distiller = getattr(model, "distiller", None)
-        if isinstance(distiller, ConfigurableDistiller):
-            _check_traceable(distiller)
-        # Recorders are hooks. By default torch takes a network's graph for another of its shape
-        # whose hooks differ.
-        torch._dynamo.config.skip_nnmodule_hook_guards = False
-        self._backbones = [model.get_submodule(name) for name in self.names]
-        for backbone in self._backbones:
-            _numbers_of_python(backbone)
-            backbone.forward = self._switched(backbone.forward, options)
+        self._setting, self._after = setting, after
+        self.names = list(methods)
+        _trace_as_eager_runs()
+        self._replaced = list(methods.values())
+        for owner, name in self._replaced:
+            setattr(owner, name, self._switched(getattr(owner, name), options))
 
     def _switched(self, eager: Callable, options: Mapping[str, Any]) -> Callable:
         try:
             compiled = torch.compile(eager, **options)
         except (ImportError, RuntimeError) as error:  # not with this Python, or on this system
             raise SettingError(
-                "compile", "False, since torch cannot compile here", error
+                self._setting, "False, since torch cannot compile here", error
             ) from error
 
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            return (compiled if self.enabled else eager)(*args, **kwargs)
+        left = self._after
 
-        return forward
+        def method(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            if not self.enabled:
+                return eager(*args, **kwargs)
+            left -= 1
+            return (eager if left >= 0 else compiled)(*args, **kwargs)
+
+        return method
 
     def remove(self) -> None:
-        """Give the backbones their own ``forward`` back."""
-        for backbone in self._backbones:
-            del backbone.forward
-        self._backbones = []
+        """Give the modules their own methods back."""
+        for owner, name in self._replaced:
+            delattr(owner, name)
+        self._replaced = []
+
+
+def compile_backbones(model: nn.Module, options: Mapping[str, Any]) -> CompiledMethods:
+    """Compile the backbones of a classifier or of student and teacher.
+
+    MMRazor's recorders inside a backbone are traced with it and still record; the plugin's own
+    backbones and mmpretrain's ResNet become one graph each, without a break. The heads are not
+    compiled.
+
+    Args:
+        model: A classifier or an algorithm, without its distributed wrapper.
+        options: Arguments of ``torch.compile``.
+
+    Raises:
+        SettingError: If there is no backbone, torch cannot compile here, or the distiller has
+            deliveries or recorders that replace functions while the networks run.
+    """
+    modules = dict(model.named_modules())
+    names = [
+        f"{prefix}backbone"
+        for prefix in ("", *(f"{name}." for name in NETWORKS))
+        if f"{prefix}backbone" in modules
+    ]
+    if not names:
+        raise SettingError(
+            "compile", "False for a model without a `backbone`", type(model).__name__
+        )
+    distiller = getattr(model, "distiller", None)
+    if isinstance(distiller, ConfigurableDistiller):
+        _check_traceable(distiller)
+    for name in names:
+        _numbers_of_python(modules[name])
+    return CompiledMethods({name: (modules[name], "forward") for name in names}, options)
+
+
+def compile_losses(model: nn.Module, options: Mapping[str, Any]) -> CompiledMethods:
+    """Compile the connectors and distillation losses of an algorithm, as one graph where they wait
+    for no number of the device.
+
+    A loss is many small operations, which cost a GPU's host more time than the GPU. The first step
+    runs without: what it keeps for the device
+    (:func:`mskd_plugin.functional.constants.kept`) the graph reads.
+
+    Args:
+        model: A model without its distributed wrapper. One that distils nothing, or by a distiller
+            other than ``ConfigurableDistiller``, has nothing to compile.
+        options: Arguments of ``torch.compile``.
+
+    Raises:
+        SettingError: If torch cannot compile here, or cannot trace a backward pass that leaves
+            autocast, as torch before 2.9.
+    """
+    if not COMPILES_LOSSES:
+        raise SettingError(
+            "compile_losses",
+            "False before torch 2.9, which computes gradients of float32 losses in low precision",
+            f"True with torch {torch.__version__}",
+        )
+    distiller = getattr(model, "distiller", None)
+    methods = {}
+    if isinstance(distiller, ConfigurableDistiller):
+        methods["connectors and losses"] = (distiller, "compute_distill_losses")
+    return CompiledMethods(methods, options, "compile_losses", after=1)
+
+
+def _trace_as_eager_runs() -> None:
+    """Mend two settings of torch by which graphs differ from what they are traced from."""
+    # Recorders are hooks. By default torch takes a network's graph for another of its shape
+    # whose hooks differ.
+    torch._dynamo.config.skip_nnmodule_hook_guards = False
+    # By default the backward graph is traced under the autocast around the forward, which brings
+    # float32 products to bfloat16 although the forward took care that they are not.
+    if COMPILES_LOSSES:
+        torch._functorch.config.backward_pass_autocast = "off"
 
 
 def _numbers_of_python(network: nn.Module) -> None:

@@ -429,6 +429,22 @@ def test_streaming_changes_neither_value_nor_gradient(monkeypatch, names, limit)
         assert_close(got, expected, torch.float64)
 
 
+@pytest.mark.parametrize("limit", [10**6, 23])
+def test_compiled_it_is_the_same(monkeypatch, limit):
+    monkeypatch.setattr(contrastive, "MAX_SIMILARITIES", limit)
+    settings = settings_of(tuple(SETTINGS))
+    expected, _ = terms_and_gradients(settings)
+    compiled = torch.compile(
+        multi_scale_contrastive_terms, backend="aot_eager", fullgraph=True, dynamic=False
+    )
+    student, teacher = pair()
+    leaves = [scale.requires_grad_() for scale in student]
+    terms = compiled(leaves, teacher, **settings)
+    sum(terms).backward()
+    for got, value in zip([*terms, *(leaf.grad for leaf in leaves)], expected, strict=True):
+        assert_close(got, value, torch.float64)
+
+
 def test_no_tensor_is_larger_than_the_similarities_and_large_cases_stream(monkeypatch):
     # N = 64 images, 14 regions of width 6: 64 * 64 * 14 similarities; every region against every
     # region of the batch would be 14 times as many.

@@ -118,8 +118,12 @@ def test_without_a_process_group_gathering_gives_its_input():
 # --- the loss ----------------------------------------------------------------------------------
 
 
-def _loss_and_gradient(count: int, settings: dict, rows=own_rows) -> tuple[float, list]:
+def _loss_and_gradient(
+    count: int, settings: dict, rows=own_rows, backend: str | None = None
+) -> tuple[float, list]:
     """The loss of some rows, this process's if not said, and its gradient by a shared parameter.
+
+    With a ``backend`` it is compiled.
 
     The parameter maps the student's regions; the global batch holds 2 x ``count`` images.
     """
@@ -130,9 +134,11 @@ def _loss_and_gradient(count: int, settings: dict, rows=own_rows) -> tuple[float
         student.append((0.5 * rows(whole)[..., :CHANNELS]) @ shared)
         with torch.inference_mode():  # as a frozen teacher may be run
             teacher.append(rows(whole) * 1)
-    loss = MODELS.build({"type": "MultiScaleContrastiveLoss", "temperature": 0.3, **settings})(
-        student, teacher, rows(labels), random(CLASSES, WIDTH, seed=4)
-    )
+    module = MODELS.build({"type": "MultiScaleContrastiveLoss", "temperature": 0.3, **settings})
+    arguments = (student, teacher, rows(labels), random(CLASSES, WIDTH, seed=4))
+    loss = module(*arguments)
+    if backend is not None:  # what the call above keeps for the device is the graph's input
+        loss = torch.compile(module, backend=backend, fullgraph=True, dynamic=False)(*arguments)
     (gradient,) = torch.autograd.grad(loss, shared)
     return loss.item(), gradient.tolist()
 
@@ -151,6 +157,15 @@ def test_negatives_of_all_processes_equal_one_process_with_the_whole_batch(both,
     assert_close(value, expected_value)
     assert_close(gradient, expected_gradient)
     assert gradient.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("settings", [COMBINATIONS[0], WITH_CATEGORIES], ids=str)
+def test_a_compiled_loss_gathers_too(both, settings):
+    settings = {**settings, "negatives": "all"}
+    value, gradient = mean(both(_loss_and_gradient, 3, settings, own_rows, "aot_eager"))
+    expected_value, expected_gradient = _loss_and_gradient(3, settings)
+    assert_close(value, expected_value)
+    assert_close(gradient, expected_gradient)
 
 
 @pytest.mark.parametrize("settings", [*COMBINATIONS, WITH_CATEGORIES], ids=str)

@@ -7,6 +7,7 @@ import copy
 import functools
 import operator
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,20 +23,23 @@ from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.task_modules import RecorderManager
 from torch import nn
 
-from mskd_plugin import launch
+from mskd_plugin import launch, speed, switches
 from mskd_plugin.algorithms.records import copy_inference_records
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks import FastNetworksHook
-from mskd_plugin.launch import build_runner, use_fast, use_method
+from mskd_plugin.hooks import FastNetworksHook, LossWarmupHook
+from mskd_plugin.launch import build_runner, use_method
 from mskd_plugin.networks import network
 from mskd_plugin.optim import BFloat16OptimWrapper
 from mskd_plugin.recipes import METHODS
 from mskd_plugin.speed import (
-    CompiledBackbones,
+    COMPILES_LOSSES,
     check_compile,
+    compile_backbones,
+    compile_losses,
     lay_out_like_parameters,
     to_channels_last,
 )
+from mskd_plugin.switches import use_fast
 
 CONFIGS = toy.ROOT / "configs"
 PAIR = CONFIGS / "_base_" / "pairs" / "resnet20_resnet8_digits.py"
@@ -212,15 +216,16 @@ def test_optimizer_state_follows_the_layout():
 
 
 class Graphs:
-    """A backend that runs graphs as they are, and notes each graph's images and each run."""
+    """A backend that runs graphs as they are, and counts them, their images and their runs."""
 
     current: Graphs
 
     def __init__(self):
         Graphs.current = self
-        self.shapes, self.runs = [], 0
+        self.shapes, self.runs, self.made = [], 0, 0
 
     def note(self, graph, inputs):
+        self.made += 1
         self.shapes += [tuple(x.shape) for x in inputs if x.dim() == 4 and x.shape[-1] > 7]
 
         def run(*args):
@@ -246,7 +251,7 @@ def graphs():
 def test_backbones_become_one_graph_each_and_the_numbers_stay(graphs):
     model, other = toy.build().train(), toy.build().train()
     names = list(model.state_dict())
-    compiled = CompiledBackbones(model, dict(backend="noting", fullgraph=True, dynamic=False))
+    compiled = compile_backbones(model, dict(backend="noting", fullgraph=True, dynamic=False))
     assert compiled.names == ["architecture.backbone", "teacher.backbone"]
     step(model)
     assert graphs.shapes == []  # not before it is enabled
@@ -283,14 +288,14 @@ def test_one_graph_does_not_serve_networks_with_other_recorders(graphs):
     )
     first, second, other = toy.build(distiller=plain), toy.build().train(), toy.build().train()
     for model in (first.train(), second):
-        CompiledBackbones(model, dict(backend="noting", dynamic=False)).enabled = True
+        compile_backbones(model, dict(backend="noting", dynamic=False)).enabled = True
     step(first)
     assert_same(step(second), step(other))  # torch's default finds nothing recorded here
 
 
 def test_compiled_with_a_teacher_in_inference_mode(graphs):
     model, other = toy.build(teacher_inference_mode=True).train(), toy.build().train()
-    compiled = CompiledBackbones(model, dict(backend="aot_eager", fullgraph=True, dynamic=False))
+    compiled = compile_backbones(model, dict(backend="aot_eager", fullgraph=True, dynamic=False))
     compiled.enabled = True
     for seed in range(2):
         assert_same(
@@ -310,7 +315,7 @@ def test_own_networks_have_no_graph_break(name, graphs):
             backbone=dict(network(name).backbone),
         )
     )
-    CompiledBackbones(model, dict(backend="noting", fullgraph=True)).enabled = True
+    compile_backbones(model, dict(backend="noting", fullgraph=True)).enabled = True
     with torch.no_grad():
         model.train()(torch.randn(2, 3, 32, 32))
     assert len(graphs.shapes) == 1
@@ -322,10 +327,113 @@ def test_drop_path_of_a_transformer_has_no_graph_break(graphs):
     model.backbone = VisionTransformer(arch, img_size=8, patch_size=4, drop_path_rate=0.5)
     rate = model.backbone.layers[1].attn.out_drop
     assert not isinstance(rate.drop_prob, float) or type(rate.drop_prob) is not float
-    CompiledBackbones(model, dict(backend="noting", fullgraph=True)).enabled = True
+    compile_backbones(model, dict(backend="noting", fullgraph=True)).enabled = True
     assert type(rate.drop_prob) is float and rate.drop_prob == 0.5
     model.train().backbone(torch.randn(2, 3, 8, 8))
     assert len(graphs.shapes) == 1
+
+
+# --- compiled losses -----------------------------------------------------------------------------
+
+needs_torch_2_9 = pytest.mark.skipif(
+    not COMPILES_LOSSES, reason="torch before 2.9 traces backward passes under autocast"
+)
+#: Methods that look at numbers of the device, on CPUs at least, and so have more than one graph.
+BREAKING = {"crd", "mlkd"}
+
+
+def digits_pair(method):
+    """Return the digits' pair with a method, in its second phase if it has two."""
+    cfg = Config.fromfile(PAIR)
+    init_default_scope(cfg.default_scope)
+    cfg.pair.teacher_ckpt = None
+    cfg.pair.settings = dict(crd=dict(num_images=100))
+    use_method(cfg, method)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train()
+    if hasattr(model, "enter_phase"):
+        model.enter_phase(2)
+    return model
+
+
+def numbered_batch(seed):
+    batch = toy.batch(seed=seed)
+    for index, sample in enumerate(batch["data_samples"]):
+        sample.set_field(index, "sample_idx", field_type="metainfo")
+    return batch
+
+
+@needs_torch_2_9
+@pytest.mark.parametrize("method", METHODS)
+def test_losses_of_every_method_are_one_graph_and_the_numbers_stay(method, graphs):
+    models = [digits_pair(method) for _ in range(2)]
+    whole = method not in BREAKING
+    compiled = compile_losses(models[1], dict(backend="noting", fullgraph=whole, dynamic=False))
+    assert compiled.names == ["connectors and losses"]
+    compiled.enabled = True
+    for seed in range(4):
+        steps = []
+        for model in models:
+            torch.manual_seed(1)
+            steps.append(step(model, numbered_batch(seed)))
+        assert_same(*steps)
+        terms = [[getattr(m, "terms", {}) for m in mo.distiller.distill_losses] for mo in models]
+        assert terms[0] == terms[1]
+    if whole and models[0].distiller.loss_forward_mappings:
+        assert graphs.made <= 1 and graphs.runs == 3 * graphs.made  # all steps but the first
+    compiled.remove()
+    assert "compute_distill_losses" not in vars(models[1].distiller)
+
+
+@needs_torch_2_9
+def test_compiled_losses_keep_float32_under_autocast(graphs):
+    # torch by default traces the backward pass under autocast, whatever the forward says.
+    models = [digits_pair("mskd") for _ in range(2)]
+    compile_losses(models[1], dict(backend="aot_eager", dynamic=False)).enabled = True
+    for seed in range(2):
+        gradients = []
+        for model in models:
+            with torch.autocast("cpu", torch.bfloat16):
+                losses = model(**numbered_batch(seed), mode="loss")
+            projector = model.distiller.connectors["stage3_student"].projector
+            gradients.append(
+                torch.autograd.grad(
+                    losses["distill.loss_mskd_stage3"], list(projector.parameters())
+                )
+            )
+        for found, expected in zip(*gradients, strict=True):
+            # 1e-2 if the similarities' gradients are bfloat16
+            assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@needs_torch_2_9
+def test_a_loss_that_warms_up_is_compiled_once(graphs):
+    models = [digits_pair("mskd") for _ in range(2)]
+    hooks = [LossWarmupHook({"loss_mskd_stage3": 20}) for _ in models]
+    runners = [SimpleNamespace(model=model, train_loop=None, epoch=0) for model in models]
+    compile_losses(models[1], dict(backend="noting", fullgraph=True)).enabled = True
+    for hook, runner in zip(hooks, runners):
+        hook.before_train(runner)
+    for epoch in range(12):
+        for hook, runner in zip(hooks, runners):
+            runner.epoch = epoch
+            hook.before_train_epoch(runner)
+        assert_same(*(step(model, numbered_batch(epoch)) for model in models))
+    assert graphs.made == 1
+
+
+def test_losses_before_torch_2_9_are_refused_and_left_out(monkeypatch):
+    monkeypatch.setattr(speed, "COMPILES_LOSSES", False)
+    with pytest.raises(SettingError, match="compile_losses.*False before torch 2.9"):
+        compile_losses(toy.build(), {})
+    monkeypatch.setattr(switches, "COMPILES_LOSSES", False)
+    networks = load(CONFIGS / "kd_r34_r18_imagenet.py").default_hooks.networks
+    assert networks.compile and "compile_losses" not in networks
+
+
+def test_a_model_without_distillation_has_no_losses_to_compile():
+    if COMPILES_LOSSES:
+        assert compile_losses(nn.Linear(1, 1), {}).names == []
 
 
 def test_compile_settings():
@@ -343,14 +451,14 @@ def test_compile_settings():
 
 def test_what_cannot_be_compiled(monkeypatch):
     with pytest.raises(SettingError, match="compile.*without a `backbone`.*Linear"):
-        CompiledBackbones(nn.Linear(1, 1), {})
+        compile_backbones(nn.Linear(1, 1), {})
     cfg = toy.distiller()
     cfg["teacher_recorders"]["noise"] = dict(type="FunctionOutputs", source="torch.rand")
     with pytest.raises(SettingError, match="compile.*recorders of functions.*noise"):
-        CompiledBackbones(toy.build(distiller=cfg), {})
+        compile_backbones(toy.build(distiller=cfg), {})
     deliveries = dict(drawn=dict(type="FunctionOutputs", func_path="torch.rand", max_keep_data=1))
     with pytest.raises(SettingError, match="compile.*deliveries.*drawn"):
-        CompiledBackbones(
+        compile_backbones(
             toy.build(distiller=dict(toy.distiller(), distill_deliveries=deliveries)), {}
         )
 
@@ -359,7 +467,7 @@ def test_what_cannot_be_compiled(monkeypatch):
 
     monkeypatch.setattr(torch, "compile", unsupported)
     with pytest.raises(SettingError, match=r"compile.*since torch cannot.*Python 3\.99"):
-        CompiledBackbones(toy.build(), {})
+        compile_backbones(toy.build(), {})
 
 
 # --- in a runner ---------------------------------------------------------------------------------
@@ -456,6 +564,7 @@ def test_fast_sets_every_switch_for_every_kind_of_config():
         assert fast.optim_wrapper.optimizer == dict(plain.optim_wrapper.optimizer, fused=True)
         assert fast.default_hooks.networks.channels_last
         assert fast.default_hooks.networks.compile
+        assert ("compile_losses" in fast.default_hooks.networks) == COMPILES_LOSSES
         assert fast.default_hooks.runtime_info.type == "DeferredRuntimeInfoHook"
         assert fast.model.get("teacher_inference_mode", False) == distils
         assert fast.train_dataloader.collate_fn.type == "collate_batch"
@@ -493,7 +602,7 @@ def test_fast_as_a_second_base_is_the_same_and_options_come_later(tmp_path):
 
 
 def test_fast_leaves_out_what_cannot_be(monkeypatch):
-    settings = Config.fromfile(launch.FAST).fast
+    settings = Config.fromfile(switches.FAST).fast
     cfg = load(CONFIGS / "kd_r34_r18_imagenet.py", fast=False)
     for change in (
         dict(teacher_trainable=True),
@@ -527,21 +636,21 @@ def test_fast_leaves_out_what_cannot_be(monkeypatch):
     def of_old_torch(self, params, lr, momentum=0, weight_decay=0):
         build(self, params, lr=lr, momentum=momentum, weight_decay=weight_decay)
 
-    monkeypatch.setattr(launch, "get_device", lambda: "cpu")
+    monkeypatch.setattr(switches, "get_device", lambda: "cpu")
     for optimizer in (of_gpus_alone, of_old_torch):
         other = copy.deepcopy(cfg)
         monkeypatch.setattr(torch.optim.SGD, "__init__", optimizer)
         use_fast(other, settings)
         assert "fused" not in other.optim_wrapper.optimizer
     assert settings.optim_wrapper.optimizer.fused  # untouched
-    monkeypatch.setattr(launch, "get_device", lambda: "cuda")
+    monkeypatch.setattr(switches, "get_device", lambda: "cuda")
     monkeypatch.setattr(torch.optim.SGD, "__init__", of_gpus_alone)
     use_fast(cfg, settings)  # the GPU is not touched
     assert cfg.optim_wrapper.optimizer.fused
 
 
 def test_fused_by_hand_is_refused_where_it_cannot_be(monkeypatch, tmp_path):
-    monkeypatch.setattr(launch, "_computes_fused", lambda _: False)
+    monkeypatch.setattr(launch, "computes_fused", lambda _: False)
     cfg = toy.runner_config(tmp_path, **{"optim_wrapper.optimizer.fused": True})
     with pytest.raises(SettingError, match="optimizer.fused.*no fused SGD on c"):
         build_runner(cfg)
@@ -560,6 +669,7 @@ def test_train_py_takes_all_switches_and_keeps_an_exact_log(tmp_path):
             *["--work-dir", str(tmp_path / "run"), "--cfg-options", "train_cfg.max_epochs=1"],
             *["train_dataloader.dataset.indices=40", "train_dataloader.batch_size=16"],
             *["val_dataloader.dataset.indices=20", "default_hooks.networks.compile.backend=eager"],
+            "default_hooks.networks.compile_losses.backend=eager",
             *["train_cfg.val_interval=1", "param_scheduler=None"],
         ]
     )
@@ -580,6 +690,7 @@ EFFECTS = {
     "bf16": (0.05, 0.1),
     "channels_last": (0.02, 0.1),
     "compile": (1e-2, 1e-2),
+    "compile_losses": (1e-2, 1e-2),
     "teacher_inference_mode": (0, 0),
     "fused": (1e-2, 1e-2),
 }
@@ -607,9 +718,11 @@ def after_training(switch=None):
     model = MODELS.build(cfg.model).train()
     if switch == "channels_last":
         to_channels_last(model)
+    options = dict(backend=os.environ.get("MSKD_BACKEND", "aot_eager"), dynamic=False)
     if switch == "compile":
-        options = dict(backend=os.environ.get("MSKD_BACKEND", "aot_eager"), dynamic=False)
-        CompiledBackbones(model, options).enabled = True
+        compile_backbones(model, options).enabled = True
+    if switch == "compile_losses":
+        compile_losses(model, options).enabled = True
     trained = [p for p in model.parameters() if p.requires_grad]
     fused = switch == "fused" or None
     optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9, weight_decay=5e-4, fused=fused)
@@ -619,7 +732,13 @@ def after_training(switch=None):
     return torch.stack(losses).detach(), torch.cat(weights)
 
 
-@pytest.mark.parametrize("switch", EFFECTS)
+@pytest.mark.parametrize(
+    "switch",
+    [
+        pytest.param(name, marks=needs_torch_2_9) if name == "compile_losses" else name
+        for name in EFFECTS
+    ],
+)
 def test_effect_of_each_switch(switch):
     (losses, weights), (found, moved) = after_training(), after_training(switch)
     of_losses = ((found - losses).abs() / losses.abs()).max().item()

@@ -26,8 +26,9 @@ from mskd_plugin.datasets import BatchSample, Digits, InMemoryImages, collate_ba
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import epoch_seed
 from mskd_plugin.hooks.preflight import check_data_roots
-from mskd_plugin.launch import build_runner, load_config, use_in_memory
+from mskd_plugin.launch import build_runner, load_config
 from mskd_plugin.networks import classifier
+from mskd_plugin.switches import use_in_memory
 
 PACK = [dict(type="PackInputs")]
 NORMALISATION = dict(mean=[80.0, 90.5, 100.0], std=[80.0, 70.0, 61.3])

@@ -16,6 +16,7 @@ from mmengine.optim import AmpOptimWrapper
 from mskd_plugin import launch
 from mskd_plugin.errors import SettingError
 from mskd_plugin.optim import BFloat16OptimWrapper
+from mskd_plugin.switches import scale_learning_rate, use_mixed_precision
 
 DEMO = str(toy.ROOT / "configs" / "demo" / "mskd_resnet20_resnet8_digits.py")
 
@@ -232,7 +233,7 @@ def test_mixed_precision_computes_in_bfloat16_on_a_cpu(tmp_path):
     for mixed in (False, True):
         cfg = toy.runner_config(tmp_path / str(mixed))
         if mixed:
-            launch.use_mixed_precision(cfg)
+            use_mixed_precision(cfg)
         runner, watch = results[mixed] = run(cfg)
         assert all(math.isfinite(loss) for loss in watch.losses) and len(watch.losses) == 6
         assert {p.dtype for p in runner.model.parameters()} == {torch.float32}
@@ -261,7 +262,7 @@ def test_float16_with_loss_scaling_on_gpus_without_bfloat16(monkeypatch, capabil
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
     cfg = load("--cfg-options", "optim_wrapper.clip_grad.max_norm=5")
-    launch.use_mixed_precision(cfg)
+    use_mixed_precision(cfg)
     assert cfg.optim_wrapper.type == f"{kind}OptimWrapper"
     assert cfg.optim_wrapper.get("loss_scale") == (None if has_bf16 else "dynamic")
     assert cfg.optim_wrapper.clip_grad == dict(max_norm=5)
@@ -281,14 +282,14 @@ class Scaler:
 def test_a_config_that_is_in_mixed_precision_stays_as_it_is(kind):
     cfg = load("--cfg-options", f"optim_wrapper.type={kind}", "optim_wrapper.loss_scale=512")
     before = ConfigDict(cfg.optim_wrapper)
-    launch.use_mixed_precision(cfg)
+    use_mixed_precision(cfg)
     assert cfg.optim_wrapper == before
 
 
 def test_other_optimizer_wrappers_are_refused():
     cfg = load("--cfg-options", "optim_wrapper.type=ApexOptimWrapper")
     with pytest.raises(SettingError, match=r"optim_wrapper\.type.*--amp or --fast.*Apex"):
-        launch.use_mixed_precision(cfg)
+        use_mixed_precision(cfg)
 
 
 # --- the runner
@@ -332,13 +333,13 @@ def test_a_runner_type_of_ones_own(tmp_path):
 def test_scaling_the_learning_rate(tmp_path):
     cfg = toy.runner_config(tmp_path / "scaled", **{"train_cfg.max_epochs": 1})
     rate = cfg.optim_wrapper.optimizer.lr
-    launch.scale_learning_rate(cfg)
+    scale_learning_rate(cfg)
     assert set(run(cfg)[1].rates) == {rate * 8 / 64}
     plain = toy.runner_config(tmp_path / "plain", **{"train_cfg.max_epochs": 1})
     assert set(run(plain)[1].rates) == {rate}
     plain.pop("auto_scale_lr")
     with pytest.raises(SettingError, match=r"auto_scale_lr\.base_batch_size.*--auto-scale-lr"):
-        launch.scale_learning_rate(plain)
+        scale_learning_rate(plain)
 
 
 def preflight_warnings(tmp_path, settings):

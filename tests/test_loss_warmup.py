@@ -115,7 +115,8 @@ def test_only_the_named_loss_is_scaled_and_its_gradient_with_it():
     hook = LossWarmupHook({"loss_a": 4})
     losses = torch.nn.ModuleDict({"loss_a": torch.nn.Identity(), "loss_b": torch.nn.Identity()})
     hook._follow("loss_a", losses["loss_a"])
-    hook.factors["loss_a"] = 0.25
+    hook._warmup = hook.losses
+    hook.before_train_epoch(SimpleNamespace(epoch=0))
     value = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
     losses["loss_a"](value).backward()
     assert value.grad.item() == 0.25

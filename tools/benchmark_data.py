@@ -32,8 +32,9 @@ from mmpretrain.registry import DATASETS, MODELS
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.preflight import check_data_roots
-from mskd_plugin.launch import add_overrides, load_config, use_in_memory
+from mskd_plugin.launch import add_overrides, load_config
 from mskd_plugin.measure import device_name, synchronize, write_figures
+from mskd_plugin.switches import use_in_memory
 
 
 @DATASETS.register_module()

@@ -37,13 +37,7 @@ from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import DeferredRuntimeInfoHook, FastNetworksHook
 from mskd_plugin.hooks.deferred_log import DeferringMessageHub
-from mskd_plugin.launch import (
-    add_overrides,
-    build_runner,
-    load_config,
-    use_in_memory,
-    use_mixed_precision,
-)
+from mskd_plugin.launch import add_overrides, build_runner, load_config
 from mskd_plugin.measure import (
     by_turns,
     device_name,
@@ -52,6 +46,7 @@ from mskd_plugin.measure import (
     synchronize,
     write_figures,
 )
+from mskd_plugin.switches import use_in_memory, use_mixed_precision
 
 PARTS = ("data", "teacher forward", "student forward", "connectors and losses", "backward", "step")
 

@@ -14,11 +14,10 @@ from mskd_plugin.launch import (
     build_runner,
     check_work_dir,
     load_config,
-    scale_learning_rate,
     set_resume,
     set_teacher,
-    use_mixed_precision,
 )
+from mskd_plugin.switches import scale_learning_rate, use_mixed_precision
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:

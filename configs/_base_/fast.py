@@ -8,7 +8,7 @@ they are: their memory is pinned where the data need it, and workers that persis
 exactly.
 """
 
-# Bases may not share a key, hence one of its own; mskd_plugin.launch.use_fast takes it apart.
+# Bases may not share a key, hence one of its own; mskd_plugin.switches.use_fast takes it apart.
 fast = dict(
     optim_wrapper=dict(
         # On a GPU without bfloat16 --amp's other wrapper, in float16.
@@ -22,7 +22,12 @@ fast = dict(
     train_dataloader=dict(collate_fn=dict(type="collate_batch")),
     data_preprocessor=dict(type="BatchDataPreprocessor"),
     default_hooks=dict(
-        networks=dict(type="FastNetworksHook", channels_last=True, compile=dict(dynamic=False)),
+        networks=dict(
+            type="FastNetworksHook",
+            channels_last=True,
+            compile=dict(dynamic=False),
+            compile_losses=dict(dynamic=False),
+        ),
         runtime_info=dict(type="DeferredRuntimeInfoHook"),
     ),
 )

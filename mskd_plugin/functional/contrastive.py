@@ -11,7 +11,6 @@ this project's reconstruction, built on InfoNCE (van den Oord et al., arXiv 1807
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -21,6 +20,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.functional.categorization import check_labels
+from mskd_plugin.functional.constants import kept
 from mskd_plugin.functional.distributed import gather_batch, rank
 
 #: Where negatives may come from: this process's batch, or the batches of all processes.
@@ -317,11 +317,10 @@ def _mean_loss(
     return (found @ _repeated(shares, tuple(counts), found.device, found.dtype)).mean()
 
 
-@lru_cache(maxsize=64)
+@kept
 def _repeated(
     values: tuple[float, ...], counts: tuple[int, ...], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    """Keep each value, as often as its count says, on a device; a copy each step would wait."""
-    with torch.inference_mode(False):
-        numbers = [value for value, count in zip(values, counts) for _ in range(count)]
-        return torch.tensor(numbers, dtype=dtype, device=device)
+    """Give each value as often as its count says."""
+    numbers = [value for value, count in zip(values, counts) for _ in range(count)]
+    return torch.tensor(numbers, dtype=dtype, device=device)

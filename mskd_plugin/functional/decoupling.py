@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.functional.constants import kept
 
 #: Scales used when none are given.
 DEFAULT_SCALES = (1, 2, 4)
@@ -93,11 +93,18 @@ def window_bounds(size: int, scale: int, overlap: float = 0.0) -> list[tuple[int
     return [(start, start + side) for start in starts]
 
 
-@lru_cache(maxsize=64)
+@kept
 def _pooling_matrix(
-    height: int, width: int, scales: tuple[int, ...], overlap: float
+    height: int,
+    width: int,
+    scales: tuple[int, ...],
+    overlap: float,
+    device: torch.device,
+    dtype: torch.dtype,
 ) -> tuple[Tensor, tuple[int, ...]]:
-    """Build the (sum R_k, H W) matrix of window means in float64 on the CPU, and the counts R_k."""
+    """Build the (sum R_k, H W) matrix of window means, exact in float64 first, and the counts
+    R_k.
+    """
     rows, counts = [], []
     for scale in scales:
         vertical = window_bounds(height, scale, overlap)
@@ -108,25 +115,7 @@ def _pooling_matrix(
                 window = torch.zeros(height, width, dtype=torch.float64, device="cpu")
                 window[top:bottom, left:right] = 1 / ((bottom - top) * (right - left))
                 rows.append(window.flatten())
-    return torch.stack(rows), tuple(counts)
-
-
-@lru_cache(maxsize=64)
-def _pooling_matrix_on(
-    height: int,
-    width: int,
-    scales: tuple[int, ...],
-    overlap: float,
-    device: torch.device,
-    dtype: torch.dtype,
-) -> tuple[Tensor, tuple[int, ...]]:
-    """Keep the pooling matrix on the map's device: building it anew costs a copy and a wait each
-    step.
-    """
-    # A matrix made under inference mode could not take part in autograd later.
-    with torch.inference_mode(False):
-        matrix, counts = _pooling_matrix(height, width, scales, overlap)
-        return matrix.to(device=device, dtype=dtype), counts
+    return torch.stack(rows).to(device=device, dtype=dtype), tuple(counts)
 
 
 def check_map_size(map_size: Sequence[int] | None) -> tuple[int, int] | None:
@@ -196,7 +185,7 @@ def pool_windows(
             f"shape {tuple(feature_map.shape)}",
         )
     height, width = feature_map.shape[-2:]
-    matrix, counts = _pooling_matrix_on(
+    matrix, counts = _pooling_matrix(
         height,
         width,
         check_scales(scales),

@@ -11,18 +11,13 @@ from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mskd_plugin import speed
 from mskd_plugin.errors import SettingError
-from mskd_plugin.speed import (
-    CompiledBackbones,
-    check_compile,
-    lay_out_like_parameters,
-    to_channels_last,
-)
 
 
 @HOOKS.register_module()
 class FastNetworksHook(Hook):
-    """Lay networks out with the channels last, and compile them for training.
+    """Lay networks out with the channels last, and compile them and their losses for training.
 
     It serves every model alike, a student or a teacher alone and any distillation. mmengine's own
     ``compile`` key compiles the whole ``train_step``, data samples, recorders' contexts and the
@@ -32,9 +27,11 @@ class FastNetworksHook(Hook):
         channels_last: Layout of images and maps, and of weights unless there are several processes
             (:func:`mskd_plugin.speed.to_channels_last`), in training and evaluation.
         compile: Whether to compile the backbones
-            (:class:`mskd_plugin.speed.CompiledBackbones`), or a dict of arguments of
+            (:func:`mskd_plugin.speed.compile_backbones`), or a dict of arguments of
             ``torch.compile``. The first step of each batch size takes longer. Checks before
             training, the teacher's evaluation and validation run as without.
+        compile_losses: The same for connectors and distillation losses, where there are any
+            (:func:`mskd_plugin.speed.compile_losses`).
 
     Raises:
         SettingError: When built, if a setting is malformed; before training, if the model cannot
@@ -47,13 +44,19 @@ class FastNetworksHook(Hook):
     priority = "VERY_HIGH"
 
     def __init__(
-        self, channels_last: bool = False, compile: bool | Mapping[str, Any] = False
+        self,
+        channels_last: bool = False,
+        compile: bool | Mapping[str, Any] = False,
+        compile_losses: bool | Mapping[str, Any] = False,
     ) -> None:
         if not isinstance(channels_last, bool):
             raise SettingError("channels_last", "True or False", repr(channels_last))
         self.channels_last = channels_last
-        self.compile = check_compile("compile", compile)
-        self._compiled: CompiledBackbones | None = None
+        self._options = {
+            speed.compile_backbones: speed.check_compile("compile", compile),
+            speed.compile_losses: speed.check_compile("compile_losses", compile_losses),
+        }
+        self._compiled: list[speed.CompiledMethods] = []
         self._in_epoch = False
 
     def before_train(self, runner: Runner) -> None:
@@ -65,13 +68,16 @@ class FastNetworksHook(Hook):
         if self.channels_last:
             self._lay_out(runner)
             for single in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-                lay_out_like_parameters(single.optimizer)
-        if self.compile is not None:
-            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-            self._compiled = CompiledBackbones(model, self.compile)
+                speed.lay_out_like_parameters(single.optimizer)
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        self._compiled = [
+            prepare(model, options)
+            for prepare, options in self._options.items()
+            if options is not None
+        ]
+        if names := [name for compiled in self._compiled for name in compiled.names]:
             runner.logger.info(
-                f"Compiled for training: {', '.join(self._compiled.names)}. The first steps are "
-                "slow."
+                f"Compiled for training: {', '.join(names)}. The first steps are slow."
             )
 
     def before_train_epoch(self, runner: Runner) -> None:
@@ -101,14 +107,14 @@ class FastNetworksHook(Hook):
 
     def after_train(self, runner: Runner) -> None:
         """Leave the model as it was, but for the layout."""
-        if self._compiled is not None:
-            self._compiled.remove()
-            self._compiled = None
+        for compiled in self._compiled:
+            compiled.remove()
+        self._compiled = []
 
     def _lay_out(self, runner: Runner) -> None:
         if self.channels_last:
-            to_channels_last(runner.model)
+            speed.to_channels_last(runner.model)
 
     def _switch(self, on: bool = True) -> None:
-        if self._compiled is not None:
-            self._compiled.enabled = on and self._in_epoch
+        for compiled in self._compiled:
+            compiled.enabled = on and self._in_epoch

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mskd_plugin.algorithms.loss_warmup import check_losses_exist, check_warmup
@@ -47,6 +48,7 @@ class LossWarmupHook(Hook):
         self.losses = check_warmup("losses", losses)
         self.factors: dict[str, float] = {}
         self._warmup: dict[str, float] = {}
+        self._scales: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
     def before_train(self, runner: Runner) -> None:
@@ -73,6 +75,7 @@ class LossWarmupHook(Hook):
         """Set the factors of the epoch."""
         for name, epochs in self._warmup.items():
             self.factors[name] = min((runner.epoch + 1) / epochs, 1.0)
+            self._scales[name].fill_(self.factors[name])
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
@@ -98,17 +101,17 @@ class LossWarmupHook(Hook):
 
     def _follow(self, name: str, loss: nn.Module) -> None:
         def scale(_: nn.Module, __: tuple, output: Any) -> Any:
-            factor = self.factors[name]
-            if factor == 1:
-                return output
+            factor = self._scales[name]
             if isinstance(output, (list, tuple)):
                 return type(output)(factor * value for value in output)
             return factor * output
 
         self._handles.append(loss.register_forward_hook(scale))
         self.factors[name] = 1.0
+        # A number would be a constant of a compiled loss, to be compiled anew in each epoch.
+        self._scales[name] = torch.ones(())
 
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._warmup, self.factors = [], {}, {}
+        self._handles, self._warmup, self.factors, self._scales = [], {}, {}, {}

@@ -1,0 +1,214 @@
+"""The switches of a training: each changes a config that states none of it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.registry import OPTIMIZERS
+from torch import nn
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.speed import COMPILES_LOSSES
+
+#: What ``--fast`` sets.
+FAST = Path(__file__).resolve().parents[1] / "configs" / "_base_" / "fast.py"
+
+
+def scale_learning_rate(cfg: Config) -> None:
+    """Let the runner scale the learning rate linearly from the base batch size to the real one.
+
+    Raises:
+        SettingError: If the config does not state its base batch size.
+    """
+    if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+        raise SettingError(
+            "auto_scale_lr.base_batch_size",
+            "the batch size that the learning rate is meant for, with --auto-scale-lr",
+            None,
+        )
+    cfg.auto_scale_lr.enable = True
+
+
+def use_mixed_precision(cfg: Config) -> None:
+    """Train under autocast: bfloat16 where the device has it, else float16 with loss scaling.
+
+    Raises:
+        SettingError: If the config's optimizer wrapper is not the plain ``OptimWrapper``.
+    """
+    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+    if kind in ("BFloat16OptimWrapper", "AmpOptimWrapper"):
+        return
+    if kind != "OptimWrapper":
+        raise SettingError("optim_wrapper.type", "'OptimWrapper' with --amp or --fast", repr(kind))
+    if torch.cuda.is_available() and not _computes_bfloat16():
+        cfg.optim_wrapper.type = "AmpOptimWrapper"
+        cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
+    else:
+        cfg.optim_wrapper.type = "BFloat16OptimWrapper"
+
+
+def _computes_bfloat16() -> bool:
+    """Whether the current GPU has bfloat16 in hardware.
+
+    ``torch.cuda.is_bf16_supported`` counts emulation, too, and cannot be asked not to before torch
+    2.4.
+    """
+    return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+
+
+def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
+    """Set the switches of the fast loop, those of them that the config has a use for.
+
+    Args:
+        cfg: The config.
+        settings: Parts of a config to merge, as ``configs/_base_/fast.py`` states them. Mixed
+            precision is chosen as by ``--amp``. ``fused`` is left out where torch has no fused
+            kernels for the optimizer on this device, ``model`` where no frozen teacher is distilled
+            or its outputs are delivered to the student, ``compile_losses`` before torch 2.9, and
+            ``train_dataloader`` and ``data_preprocessor`` where those of the config do more than
+            the usual.
+
+    Raises:
+        SettingError: See :func:`use_mixed_precision`.
+    """
+    settings = copy.deepcopy(dict(settings))
+    wrapper = settings.get("optim_wrapper", {})
+    if wrapper.pop("type", None) is not None:
+        use_mixed_precision(cfg)
+    if wrapper.get("optimizer", {}).get("fused") and not computes_fused(
+        cfg.optim_wrapper.optimizer
+    ):
+        del wrapper["optimizer"]["fused"]
+    if not _distils_frozen_teacher(cfg.model):
+        settings.pop("model", None)
+    if not COMPILES_LOSSES:
+        settings.get("default_hooks", {}).get("networks", {}).pop("compile_losses", None)
+    preprocessor = settings.pop("data_preprocessor", {}).get("type")
+    if preprocessor and _labels_are_classes(cfg):
+        _set_preprocessor(cfg, preprocessor)
+    else:
+        settings.pop("train_dataloader", None)
+    cfg.merge_from_dict(settings)
+
+
+def _labels_are_classes(cfg: Config) -> bool:
+    """Whether training images only get normalised and collated, each with its class."""
+    preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+    usual = {"type", "mean", "std", "to_rgb", "num_classes"}
+    kind = str(preprocessor.get("type", "")).split(".")[-1]
+    collate = cfg.get("train_dataloader", {}).get("collate_fn", {}).get("type")
+    return (
+        kind == "ClsDataPreprocessor"
+        and preprocessor.keys() <= usual
+        and (collate == "default_collate")
+    )
+
+
+def _set_preprocessor(cfg: Config, kind: str) -> None:
+    """Put another type in the place of ``ClsDataPreprocessor``, its scope unchanged."""
+    for preprocessor in (cfg.get("data_preprocessor"), cfg.model.get("data_preprocessor")):
+        old = (preprocessor or {}).get("type", "")
+        if isinstance(old, str) and old.split(".")[-1] == "ClsDataPreprocessor":
+            preprocessor.type = old.replace("ClsDataPreprocessor", kind)
+
+
+def _distils_frozen_teacher(model: ConfigDict) -> bool:
+    return (
+        model.get("type") in ("FrozenTeacherDistill", "TwoPhaseDistill")
+        and not model.get("teacher_trainable", False)
+        and not model.distiller.get("distill_deliveries")
+    )
+
+
+def computes_fused(optimizer: ConfigDict) -> bool:
+    """Whether torch has fused kernels for an optimizer on the device that trains.
+
+    On a GPU every optimizer with the argument has them, SGD since torch 2.3. CPUs are asked; they
+    have them since 2.4.
+    """
+    kind = optimizer.get("type")
+    found = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+    if found is None or "fused" not in inspect.signature(found).parameters:
+        return False
+    if get_device() == "cuda":  # not asked: the process has not chosen its own GPU yet
+        return True
+    parameter = nn.Parameter(torch.zeros(1, device=get_device()))
+    try:
+        OPTIMIZERS.build({**optimizer, "params": [parameter], "fused": True})
+    except RuntimeError:
+        return False
+    return True
+
+
+def use_in_memory(cfg: Config) -> None:
+    """Hold small images in memory on the training device, and crop and flip them by the batch.
+
+    ``RandomCrop`` and ``RandomFlip`` of the training pipeline become settings of
+    :class:`~mskd_plugin.datasets.InMemoryImages` around each data set. What is left of the
+    pipelines runs once for each image.
+
+    Args:
+        cfg: The config. Its data loaders and data preprocessors are changed; loaders whose images
+            are in memory already stay.
+
+    Raises:
+        SettingError: If crops and flips are not the last random transforms of the training pipeline
+            or have other settings than ``crop_size``, ``padding`` and ``prob``, or the data
+            preprocessor mixes images.
+    """
+    for stage in ("train", "val", "test"):
+        loader = cfg.get(f"{stage}_dataloader")
+        if not loader or loader.dataset.type == "InMemoryImages":
+            continue
+        training = stage == "train"
+        settings = _take_crop_and_flip(loader.dataset) if training else {"batch_labels": False}
+        loader.dataset = {"type": "InMemoryImages", "dataset": loader.dataset, **settings}
+        loader.update(num_workers=0, persistent_workers=False, pin_memory=False)
+        loader.collate_fn = {"type": "collate_batch"}
+        loader.pop("prefetch_factor", None)
+    for preprocessor in (cfg.get("data_preprocessor"), cfg.model.get("data_preprocessor")):
+        if not preprocessor:
+            continue
+        for key in ("batch_augments", "to_onehot"):
+            if preprocessor.get(key):
+                raise SettingError(
+                    f"data_preprocessor.{key}",
+                    "off with images in memory, whose labels come as one tensor",
+                    preprocessor[key],
+                )
+    _set_preprocessor(cfg, "BatchDataPreprocessor")
+
+
+def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:
+    """Take the crop and the flip out of a training pipeline, as settings of ``InMemoryImages``."""
+    while "pipeline" not in dataset and "dataset" in dataset:
+        dataset = dataset.dataset  # inside a wrapper
+    pipeline, settings = list(dataset.get("pipeline", [])), {}
+    packing = pipeline.pop() if pipeline else {}
+    expected = {"RandomCrop", "RandomFlip"}
+    while pipeline and (kind := str(pipeline[-1]["type"]).split(".")[-1]) in expected:
+        expected.remove(kind)  # a second one stays, and InMemoryImages refuses it
+        transform = pipeline.pop()
+        given = {"direction": "horizontal", **transform}
+        known = {"type", "direction", "crop_size", "padding"}
+        if kind == "RandomCrop":
+            settings["crop_size"] = given["crop_size"]
+            settings["padding"] = given.get("padding") or 0
+        else:
+            settings["flip_prob"] = given.get("prob")
+            known = {"type", "direction", "prob"}
+        if given.keys() - known or given["direction"] != "horizontal" or None in settings.values():
+            raise SettingError(
+                "train_dataloader.dataset.pipeline",
+                "one whose RandomCrop has crop_size and padding alone, and whose RandomFlip a prob "
+                "and no direction but horizontal, to be held in memory",
+                dict(transform),
+            )
+    dataset.pipeline = [*pipeline, packing]
+    return settings
