@@ -11,15 +11,13 @@ import numpy as np
 import pytest
 import torch
 import toy
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.logging import MessageHub
 from mmengine.optim import OptimWrapper
-from mmengine.registry import MODELS, init_default_scope
 from waits import Waits, no_waits
 
 from mskd_plugin.hooks.deferred_log import DeferringMessageHub
-from mskd_plugin.launch import build_runner, use_method
+from mskd_plugin.launch import build_runner
 from mskd_plugin.optim import BFloat16OptimWrapper
 from mskd_plugin.recipes import METHODS
 
@@ -262,16 +260,7 @@ def test_clipping_is_mmengines_and_does_not_wait():
 
 def ready(method, device):
     """Return a model of the digits' pair, its optimizer's wrapper, a batch and a log."""
-    cfg = Config.fromfile(PAIR)
-    init_default_scope(cfg.default_scope)
-    cfg.pair.teacher_ckpt = None
-    cfg.pair.settings = dict(crd=dict(num_images=100))
-    use_method(cfg, method)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model).to(device)
-    if hasattr(model, "enter_phase"):
-        model.enter_phase(2)
-    model.train()
+    model = toy.digits_pair(method).to(device)
     parameters = [p for p in model.parameters() if p.requires_grad]
     wrapper = BFloat16OptimWrapper(
         torch.optim.SGD(parameters, 0.01, momentum=0.9), clip_grad=dict(max_norm=5.0)
@@ -279,8 +268,7 @@ def ready(method, device):
     wrapper.message_hub = hub = MessageHub(method)
     DeferringMessageHub.adopt(hub)
     samples = toy.batch()["data_samples"]
-    for index, sample in enumerate(samples):
-        sample.set_field(index, "sample_idx", field_type="metainfo")
+    for sample in samples:
         sample.set_gt_label(sample.gt_label.to(device))
     images = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8, device=device)
 

@@ -87,23 +87,13 @@ def test_every_method_takes_the_switches_of_the_model(method):
     # Views of maps, and what a loss saves for its backward, depend on layout and mode.
     steps = []
     for fast in (False, True):
-        cfg = Config.fromfile(PAIR)
-        init_default_scope(cfg.default_scope)
-        cfg.pair.teacher_ckpt = None
-        cfg.pair.settings = dict(crd=dict(num_images=100))
-        use_method(cfg, method)
-        cfg.model.teacher_inference_mode = fast
-        torch.manual_seed(0)
-        model = MODELS.build(cfg.model).train().double()
-        if hasattr(model, "enter_phase"):
-            model.enter_phase(2)
+        model = toy.digits_pair(method).double()
+        model.teacher_inference_mode = fast
         batch = toy.batch()
         batch["inputs"] = batch["inputs"].double()
         if fast:
             to_channels_last(model)
             batch["inputs"] = batch["inputs"].contiguous(memory_format=torch.channels_last)
-        for index, sample in enumerate(batch["data_samples"]):
-            sample.set_field(index, "sample_idx", field_type="metainfo")
         torch.manual_seed(1)
         steps.append(step(model, batch))
     assert_same(*steps, rtol=1e-9, atol=1e-9)
@@ -342,31 +332,10 @@ needs_torch_2_9 = pytest.mark.skipif(
 BREAKING = {"crd", "mlkd"}
 
 
-def digits_pair(method):
-    """Return the digits' pair with a method, in its second phase if it has two."""
-    cfg = Config.fromfile(PAIR)
-    init_default_scope(cfg.default_scope)
-    cfg.pair.teacher_ckpt = None
-    cfg.pair.settings = dict(crd=dict(num_images=100))
-    use_method(cfg, method)
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model).train()
-    if hasattr(model, "enter_phase"):
-        model.enter_phase(2)
-    return model
-
-
-def numbered_batch(seed):
-    batch = toy.batch(seed=seed)
-    for index, sample in enumerate(batch["data_samples"]):
-        sample.set_field(index, "sample_idx", field_type="metainfo")
-    return batch
-
-
 @needs_torch_2_9
 @pytest.mark.parametrize("method", METHODS)
 def test_losses_of_every_method_are_one_graph_and_the_numbers_stay(method, graphs):
-    models = [digits_pair(method) for _ in range(2)]
+    models = [toy.digits_pair(method) for _ in range(2)]
     whole = method not in BREAKING
     compiled = compile_losses(models[1], dict(backend="noting", fullgraph=whole, dynamic=False))
     assert compiled.names == ["connectors and losses"]
@@ -375,7 +344,7 @@ def test_losses_of_every_method_are_one_graph_and_the_numbers_stay(method, graph
         steps = []
         for model in models:
             torch.manual_seed(1)
-            steps.append(step(model, numbered_batch(seed)))
+            steps.append(step(model, toy.batch(seed=seed)))
         assert_same(*steps)
         terms = [[getattr(m, "terms", {}) for m in mo.distiller.distill_losses] for mo in models]
         assert terms[0] == terms[1]
@@ -388,13 +357,13 @@ def test_losses_of_every_method_are_one_graph_and_the_numbers_stay(method, graph
 @needs_torch_2_9
 def test_compiled_losses_keep_float32_under_autocast(graphs):
     # torch by default traces the backward pass under autocast, whatever the forward says.
-    models = [digits_pair("mskd") for _ in range(2)]
+    models = [toy.digits_pair("mskd") for _ in range(2)]
     compile_losses(models[1], dict(backend="aot_eager", dynamic=False)).enabled = True
     for seed in range(2):
         gradients = []
         for model in models:
             with torch.autocast("cpu", torch.bfloat16):
-                losses = model(**numbered_batch(seed), mode="loss")
+                losses = model(**toy.batch(seed=seed), mode="loss")
             projector = model.distiller.connectors["stage3_student"].projector
             gradients.append(
                 torch.autograd.grad(
@@ -408,7 +377,7 @@ def test_compiled_losses_keep_float32_under_autocast(graphs):
 
 @needs_torch_2_9
 def test_a_loss_that_warms_up_is_compiled_once(graphs):
-    models = [digits_pair("mskd") for _ in range(2)]
+    models = [toy.digits_pair("mskd") for _ in range(2)]
     hooks = [LossWarmupHook({"loss_mskd_stage3": 20}) for _ in models]
     runners = [SimpleNamespace(model=model, train_loop=None, epoch=0) for model in models]
     compile_losses(models[1], dict(backend="noting", fullgraph=True)).enabled = True
@@ -418,7 +387,7 @@ def test_a_loss_that_warms_up_is_compiled_once(graphs):
         for hook, runner in zip(hooks, runners):
             runner.epoch = epoch
             hook.before_train_epoch(runner)
-        assert_same(*(step(model, numbered_batch(epoch)) for model in models))
+        assert_same(*(step(model, toy.batch(seed=epoch)) for model in models))
     assert graphs.made == 1
 
 
@@ -709,13 +678,8 @@ def digits():
 @functools.cache
 def after_training(switch=None):
     """Train ResNet20 -> ResNet8 on digits by MSKD; return each step's loss and the weights."""
-    cfg = Config.fromfile(PAIR)
-    init_default_scope(cfg.default_scope)
-    cfg.pair.teacher_ckpt = None
-    use_method(cfg, "mskd")
-    cfg.model.teacher_inference_mode = switch == "teacher_inference_mode"
-    torch.manual_seed(0)
-    model = MODELS.build(cfg.model).train()
+    model = toy.digits_pair("mskd")
+    model.teacher_inference_mode = switch == "teacher_inference_mode"
     if switch == "channels_last":
         to_channels_last(model)
     options = dict(backend=os.environ.get("MSKD_BACKEND", "aot_eager"), dynamic=False)

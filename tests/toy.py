@@ -14,8 +14,11 @@ from typing import Any
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
+from mmengine.registry import init_default_scope
 from mmpretrain.structures import DataSample
 from mmrazor.registry import MODELS
+
+from mskd_plugin.launch import use_method
 
 ROOT = Path(__file__).resolve().parent.parent
 _counter = itertools.count()
@@ -112,11 +115,28 @@ def build(seed: int = 0, **settings: Any) -> BaseModel:
 
 
 def batch(size: int = 4, side: int = 32, seed: int = 0) -> dict[str, Any]:
-    """Return normalised images and labels."""
+    """Return normalised images, labels and the images' numbers in a data set."""
     generator = torch.Generator().manual_seed(seed)
     images = torch.randn(size, 3, side, side, generator=generator)
-    samples = [DataSample().set_gt_label(i % CLASSES) for i in range(size)]
+    samples = [
+        DataSample(metainfo=dict(sample_idx=i)).set_gt_label(i % CLASSES) for i in range(size)
+    ]
     return dict(inputs=images, data_samples=samples)
+
+
+def digits_pair(method: str, phase: int = 2) -> BaseModel:
+    """Return the digits' pair, ResNet20 and ResNet8, with a method: its later phase, if it has
+    two."""
+    cfg = Config.fromfile(ROOT / "configs" / "_base_" / "pairs" / "resnet20_resnet8_digits.py")
+    init_default_scope(cfg.default_scope)
+    cfg.pair.teacher_ckpt = None
+    cfg.pair.settings = dict(crd=dict(num_images=100))
+    use_method(cfg, method)
+    torch.manual_seed(0)
+    model = MODELS.build(cfg.model).train()
+    if hasattr(model, "enter_phase"):
+        model.enter_phase(phase)
+    return model
 
 
 def runner_config(work_dir: Any, model: dict | None = None, **settings: Any) -> Config:

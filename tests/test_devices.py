@@ -1,0 +1,89 @@
+"""What runs on a GPU, followed on a machine without one: shapes, types and devices alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import toy
+from mmpretrain.structures import DataSample
+from mmrazor.models.task_modules.recorder.param_recorder import ParameterRecorder
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
+
+from mskd_plugin.data_preprocessor import BatchDataPreprocessor
+from mskd_plugin.datasets import Digits, InMemoryImages
+from mskd_plugin.losses import MultiScaleContrastiveLoss
+from mskd_plugin.recipes import METHODS
+
+#: Methods that read numbers of the device on the host, which tensors without numbers cannot give.
+READING = {"crd"}
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """Give tensors no numbers; those of different devices cannot meet in an operation, and the
+    host cannot wait for a number.
+    """
+    # A parameter with numbers cannot be given a tensor without.
+    monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def to_gpu(model):
+    """Move an algorithm as its runner does, and tell the recorders of the new parameters."""
+    model.to("cuda")
+    distiller = model.distiller
+    for manager, network in (
+        (distiller.student_recorders, model.student),
+        (distiller.teacher_recorders, model.teacher),
+    ):
+        for recorder in manager.recorders.values():
+            if isinstance(recorder, ParameterRecorder):
+                recorder.data_buffer.clear()
+                recorder.prepare_from_model(network)
+    return model
+
+
+@pytest.mark.parametrize("inference_mode", [False, True])
+@pytest.mark.parametrize(
+    "method, phase", [*((method, 2) for method in METHODS), ("ab", 1), ("fsp", 1), ("ft", 1)]
+)
+def test_every_method_stays_on_the_device(method, phase, inference_mode, gpu):
+    model = toy.digits_pair(method, phase)
+    model.teacher_inference_mode = inference_mode
+    with gpu:
+        batch = toy.batch()
+        samples = [sample.to("cuda") for sample in batch["data_samples"]]
+        images = batch["inputs"].to("cuda")
+        model = to_gpu(model)
+        if method in READING:
+            with pytest.raises(DataDependentOutputException):
+                model(images, samples, mode="loss")
+            return
+        losses = model(images, samples, mode="loss")
+        total, logged = model.parse_losses(losses)
+    assert {value.device.type for value in (total, *losses.values(), *logged.values())} == {"cuda"}
+    assert total.requires_grad and total.dtype == torch.float32
+
+
+def test_a_tensor_left_behind_is_found(gpu):
+    loss = MultiScaleContrastiveLoss()
+    with gpu:
+        regions = (torch.empty(4, 1, 8, device="cuda"),)
+        assert loss(regions, regions).device.type == "cuda"
+        with pytest.raises(RuntimeError, match="two different devices"):
+            loss(regions, (torch.empty(4, 1, 8),))
+
+
+def test_images_in_memory_stay_on_the_device(gpu):
+    dataset = Digits(pipeline=[dict(type="PackInputs")], indices=12)
+    images = InMemoryImages(dataset, padding=4, flip_prob=0.5, device="cpu")
+    with gpu:
+        images.device = torch.device("cuda")
+        images.labels, images._reaches = images.labels.to("cuda"), images._reaches.to("cuda")
+        batch = images.__getitems__([3, 1, 2])
+        assert isinstance(batch["data_samples"][0], DataSample)
+        assert batch["data_samples"][0].gt_label.device.type == "cuda"
+        assert batch["inputs"].device.type == "cuda"
+        preprocessor = BatchDataPreprocessor(mean=[1.0] * 3, std=[2.0] * 3).to("cuda")
+        normalised = preprocessor(batch, training=True)["inputs"]
+    assert normalised.device.type == "cuda" and normalised.shape == (3, 3, 32, 32)
