@@ -68,13 +68,15 @@ class BatchDataPreprocessor(ClsDataPreprocessor):
             data: ``inputs``, and ``data_samples`` if there are labels.
             training: Whether to apply batch augments.
         """
-        inputs = self.cast_data(data["inputs"])
-        if not isinstance(inputs, Tensor):
-            inputs = torch.stack(list(inputs))
+        inputs = data["inputs"]
+        if isinstance(inputs, Tensor):
+            inputs = inputs.to(self.device, non_blocking=True)
+        else:
+            inputs = torch.stack(list(self.cast_data(inputs)))
         if self._reverses_channels and inputs.shape[1] == 3:
             inputs = inputs.flip(1)
         # The caller's images stay as they are, floating point ones too.
-        inputs = inputs.to(torch.float32, copy=True)
+        inputs = inputs.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if self.mean is not None:
             shift, scale = self._shift_and_scale(inputs)
             torch.addcmul(shift, inputs, scale, out=inputs)

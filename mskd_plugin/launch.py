@@ -16,10 +16,17 @@ from mmengine.hub import get_config
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 
+from mskd_plugin.checkpoints.weights import check_source
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.preflight import check_data_roots
 from mskd_plugin.recipes import METHODS, alone, distill, two_phases
-from mskd_plugin.switches import FAST, computes_fused, use_fast, use_in_memory
+from mskd_plugin.switches import (
+    FAST,
+    FROZEN_TEACHER,
+    computes_fused,
+    use_fast,
+    use_in_memory,
+)
 
 #: What MMEngine's runner reads from a config without a parameter of its own for it.
 RUNNER_KEYS = {
@@ -188,14 +195,11 @@ def set_teacher(cfg: Config, teacher: str) -> None:
     """Set the teacher's weights.
 
     Raises:
-        SettingError: If the config has no teacher, or ``teacher`` is a path to no file.
+        SettingError: If the config has no teacher, or ``teacher`` cannot be read.
     """
     if "teacher" not in cfg.model:
         raise SettingError("--teacher", "no value for a config without a teacher", repr(teacher))
-    if "://" not in teacher and not Path(teacher).expanduser().is_file():
-        raise SettingError(
-            "--teacher", "a file, a URL or torchvision://NAME", f"{teacher!r}, which is not there"
-        )
+    check_source(teacher, "--teacher")
     cfg.model.teacher_ckpt = teacher
 
 
@@ -239,6 +243,8 @@ def build_runner(cfg: Config) -> Runner:
         SettingError: If data are missing, or a type of the config does not take its settings.
     """
     check_data_roots(cfg)
+    if cfg.model.get("type") in FROZEN_TEACHER and cfg.model.get("teacher_ckpt"):
+        check_source(cfg.model.teacher_ckpt, "model.teacher_ckpt")  # before the config is printed
     _check_optimizer(cfg)
     _check_hooks(cfg)
     try:

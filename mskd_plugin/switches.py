@@ -18,6 +18,8 @@ from mskd_plugin.speed import COMPILES_LOSSES
 
 #: What ``--fast`` sets.
 FAST = Path(__file__).resolve().parents[1] / "configs" / "_base_" / "fast.py"
+#: Algorithms whose teacher is not trained.
+FROZEN_TEACHER = ("FrozenTeacherDistill", "TwoPhaseDistill")
 
 
 def scale_learning_rate(cfg: Config) -> None:
@@ -120,7 +122,7 @@ def _set_preprocessor(cfg: Config, kind: str) -> None:
 
 def _distils_frozen_teacher(model: ConfigDict) -> bool:
     return (
-        model.get("type") in ("FrozenTeacherDistill", "TwoPhaseDistill")
+        model.get("type") in FROZEN_TEACHER
         and not model.get("teacher_trainable", False)
         and not model.distiller.get("distill_deliveries")
     )
@@ -151,7 +153,7 @@ def use_in_memory(cfg: Config) -> None:
 
     ``RandomCrop`` and ``RandomFlip`` of the training pipeline become settings of
     :class:`~mskd_plugin.datasets.InMemoryImages` around each data set. What is left of the
-    pipelines runs once for each image.
+    pipelines runs once for each image. Without an ``EpochSeedHook`` the config gets one.
 
     Args:
         cfg: The config. Its data loaders and data preprocessors are changed; loaders whose images
@@ -183,6 +185,10 @@ def use_in_memory(cfg: Config) -> None:
                     preprocessor[key],
                 )
     _set_preprocessor(cfg, "BatchDataPreprocessor")
+    # Without it all processes draw the same crops.
+    hooks = cfg.get("custom_hooks") or []
+    if not any(hook.get("type") == "EpochSeedHook" for hook in hooks if isinstance(hook, dict)):
+        cfg.custom_hooks = [*hooks, {"type": "EpochSeedHook"}]
 
 
 def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:

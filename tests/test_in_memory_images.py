@@ -455,6 +455,9 @@ def test_the_switch_moves_crop_and_flip(tmp_path):
     again = copy.deepcopy(cfg)
     use_in_memory(again)
     assert again.to_dict() == cfg.to_dict()
+    again.pop("custom_hooks")  # of another project, whose processes would draw the same crops
+    use_in_memory(again)
+    assert again.custom_hooks == [dict(type="EpochSeedHook")]
     cfg.train_dataloader.dataset.dataset.update(data_root="no/such", download=False)
     with pytest.raises(SettingError, match=r"train_dataloader\.dataset\.data_root.*no/such"):
         check_data_roots(cfg)

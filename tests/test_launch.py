@@ -153,6 +153,13 @@ def test_a_student_named_by_another_packages_config():
     assert cfg.model.data_preprocessor.mean == [80.0] * 3
 
 
+def test_a_configs_missing_teacher_is_told_before_anything_is_written(tmp_path):
+    cfg = toy.runner_config(tmp_path / "run", **{"model.teacher_ckpt": str(tmp_path / "no.pth")})
+    with pytest.raises(SettingError, match=r"`model\.teacher_ckpt`.*no\.pth', which is not there"):
+        launch.build_runner(cfg)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"teacher_7.pth"}  # the toy's
+
+
 def test_the_teachers_weights(tmp_path, monkeypatch):
     cfg = load()
     with pytest.raises(SettingError, match=r"`--teacher` to be a file, a URL or .*'none\.pth'"):

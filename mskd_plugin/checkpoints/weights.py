@@ -291,8 +291,20 @@ def _describe(model: nn.Module) -> str:
     return type(part).__name__ + (f" ({', '.join(told)})" if told else "")
 
 
-def _local_file(source: str, setting: str) -> Path:
-    """Return the file that ``source`` names, after a download if it is not in torch's cache."""
+def check_source(source: str, setting: str) -> tuple[str, str]:
+    """Check what can be checked of a checkpoint's source without its content.
+
+    Args:
+        source: A path, a URL or ``torchvision://<name>``.
+        setting: The setting that names it.
+
+    Returns:
+        Its scheme, empty for a path, and its path or URL.
+
+    Raises:
+        SettingError: If there is no such file, torchvision has no such model, or the scheme is not
+            read.
+    """
     url = source
     scheme = source.partition("://")[0] if "://" in source else ""
     if scheme == "torchvision":
@@ -311,8 +323,15 @@ def _local_file(source: str, setting: str) -> Path:
             raise SettingError(
                 setting, "a file, a URL or torchvision://NAME", f"{source!r}, which is not there"
             )
-        return path
+        url = str(path)
+    return scheme, url
 
+
+def _local_file(source: str, setting: str) -> Path:
+    """Return the file that ``source`` names, after a download if it is not in torch's cache."""
+    scheme, url = check_source(source, setting)
+    if not scheme:
+        return Path(url)
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     if scheme != "torchvision":
         # Other sites name the files of several networks alike.

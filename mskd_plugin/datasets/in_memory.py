@@ -91,13 +91,15 @@ class InMemoryImages(Dataset):
         self.labels = labels.to(self.device)
 
         padded = functional.pad(images.to(self.device), (padding,) * 4)
-        self._shape = padded.shape[1:]
-        self.crop_size = _crop_size(crop_size, tuple(images.shape[-2:]), tuple(self._shape[-2:]))
+        self.crop_size = _crop_size(crop_size, tuple(images.shape[-2:]), tuple(padded.shape[-2:]))
         parts = [padded, padded.flip(-1)] if flip_prob else [padded]
+        # Row by row, with the channels of a row side by side: the rows of a crop are one piece.
+        rows = torch.cat(parts).transpose(1, 2).flatten(1)
+        self._shape = padded.shape[2], padded.shape[1], padded.shape[3]
         # The last crops reach over the end of the last image.
-        pixels = torch.cat([*parts, padded.new_zeros(1, *self._shape)]).flatten()
-        # From each pixel what follows it in memory, for the size of an image; a view.
-        self._reaches = pixels.unfold(0, self._shape.numel(), 1)
+        pixels = torch.cat([rows, rows.new_zeros(1, rows.shape[1])]).flatten()
+        # From each pixel what follows it in memory, for the rows of a crop; a view.
+        self._reaches = pixels.unfold(0, self.crop_size[0] * self._shape[1] * self._shape[2], 1)
 
     def __len__(self) -> int:  # noqa: D105
         return len(self.samples)
@@ -120,7 +122,7 @@ class InMemoryImages(Dataset):
         rows = on_host.to(self.device, non_blocking=True)
         top, left = (
             torch.randint(side - crop + 1, rows.shape, device=self.device) if side > crop else None
-            for side, crop in zip(self._shape[-2:], self.crop_size)
+            for side, crop in zip(self._shape[::2], self.crop_size)
         )
         flip = None
         if self.flip_prob:
@@ -151,17 +153,17 @@ class InMemoryImages(Dataset):
         Returns:
             (n, C, height, width) uint8, not contiguous.
         """
-        size, width = self._shape.numel(), self._shape[-1]
+        height, channels, width = self._shape
+        size = height * channels * width
         start = rows * size
         if flip is not None:
             start = start.add_(flip, alpha=len(self) * size)
         if top is not None:
-            start = start.add_(top, alpha=width)
+            start = start.add_(top, alpha=channels * width)
         if left is not None:
             start = start.add_(left)
-        reaches = self._reaches.index_select(0, start).view(-1, *self._shape)
-        crop_height, crop_width = self.crop_size
-        return reaches[..., :crop_height, :crop_width]
+        reaches = self._reaches.index_select(0, start).view(-1, self.crop_size[0], channels, width)
+        return reaches[..., : self.crop_size[1]].transpose(1, 2)
 
 
 def _copy(sample: Any) -> Any:
