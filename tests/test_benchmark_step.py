@@ -54,6 +54,14 @@ def test_figures_fit_together(rows):
     assert rows[0]["parts (ms)"]["teacher forward"] == 0
     for part in ("teacher forward", "student forward", "connectors and losses", "backward", "step"):
         assert 0 < rows[1]["parts (ms)"][part]
+    for row in rows:
+        parts, shares = row["parts (ms)"], row["parts, share of the step"]
+        assert sum(shares.values()) == pytest.approx(1)
+        assert parts["rest"] > 0 and set(parts) == {*benchmark_step.WATCHED, "rest"}
+        assert shares["backward"] == pytest.approx(parts["backward"] / sum(parts.values()))
+        relative = parts["backward"] / rows[0]["parts (ms)"]["backward"]
+        assert row["parts, relative"]["backward"] == pytest.approx(relative)
+        assert row["parts, relative"]["teacher forward"] is None  # the first has no teacher
 
 
 @pytest.mark.parametrize("name, value", [("steps", 1), ("warmup", -1), ("block", 0)])
@@ -67,8 +75,9 @@ def test_the_fast_loop_counts_the_same_operations(rows, tmp_path):
     file = tmp_path / "rows.json"
     config = str(DEMO / "kd_resnet20_resnet8_digits.py")
     options = ["--steps", "2", "--warmup", "0", "--block", "2", "--batch-size", "4"]
-    eager = ["--cfg-options", "default_hooks.networks.compile.backend=aot_eager"]
-    benchmark_step.main([config, *options, "--fast", "--json", str(file), *eager])
+    compiled = ("compile", "compile_losses")
+    eager = [f"default_hooks.networks.{part}.backend=aot_eager" for part in compiled]
+    benchmark_step.main([config, *options, "--fast", "--json", str(file), "--cfg-options", *eager])
     plain, fast = json.loads(file.read_text())
     assert (plain["config"], fast["config"]) == (rows[1]["config"], f"{rows[1]['config']}, fast")
     assert fast["GFLOP per image"] == plain["GFLOP per image"] == rows[1]["GFLOP per image"]

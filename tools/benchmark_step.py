@@ -48,7 +48,10 @@ from mskd_plugin.measure import (
 )
 from mskd_plugin.switches import use_in_memory, use_mixed_precision
 
-PARTS = ("data", "teacher forward", "student forward", "connectors and losses", "backward", "step")
+#: Parts of a step, "step" being the optimizer's. The rest is what lies between them.
+FORWARDS = ("teacher forward", "student forward", "connectors and losses")
+WATCHED = ("data", *FORWARDS, "backward", "step")
+PARTS = (*WATCHED, "rest")
 
 
 class Subject:
@@ -171,6 +174,8 @@ class Subject:
             batch = next(self.batches)
             spent["data"] = time.perf_counter() - start
             self.model.train_step(batch, optim_wrapper=wrapper)
+            synchronize()
+            spent["rest"] = time.perf_counter() - start - sum(spent[part] for part in WATCHED)
         for part in PARTS:
             self.parts[part].append(spent[part])
 
@@ -213,9 +218,11 @@ def stopwatch(spent: dict[str, float], watched: list[tuple[str, Any, str]]) -> I
 
 def report(subjects: list[Subject], memory: list[float], rate: float) -> list[dict[str, Any]]:
     """Gather the figures of every subject, absolute and relative to the first."""
-    rows = []
+    rows: list[dict[str, Any]] = []
     for subject, peak in zip(subjects, memory):
         median = statistics.median(subject.seconds)
+        parts = {part: 1e3 * statistics.median(subject.parts[part]) for part in PARTS}
+        of_first = rows[0]["parts (ms)"] if rows else parts
         spread = statistics.quantiles(subject.seconds, n=4, method="inclusive")
         flops = subject.flops
         rows.append(
@@ -235,8 +242,13 @@ def report(subjects: list[Subject], memory: list[float], rate: float) -> list[di
                 "relative memory": peak / memory[0],
                 "GFLOP per image": flops / subject.batch_size / 1e9,
                 "share of matrix rate": flops / median / rate,
-                "parts (ms)": {
-                    part: 1e3 * statistics.median(subject.parts[part]) for part in PARTS
+                "parts (ms)": parts,
+                "parts, share of the step": {
+                    part: time / sum(parts.values()) for part, time in parts.items()
+                },
+                "parts, relative": {
+                    part: time / of_first[part] if of_first[part] else None
+                    for part, time in parts.items()
                 },
             }
         )
@@ -262,10 +274,16 @@ def markdown(rows: list[dict[str, Any]], rate: float) -> str:
             f"| {row['peak memory (MiB)']:.0f} | {row['relative memory']:.3f} "
             f"| {row['GFLOP per image']:.3f} | {100 * row['share of matrix rate']:.1f}% |"
         )
-    lines += ["", f"| ms in | {' | '.join(PARTS)} |", "| --- " * (len(PARTS) + 1) + "|"]
+    title = "ms, share of the step, relative"
+    lines += ["", f"| {title} | {' | '.join(PARTS)} |", "| --- " * (len(PARTS) + 1) + "|"]
     for row in rows:
-        values = " | ".join(f"{row['parts (ms)'][part]:.2f}" for part in PARTS)
-        lines.append(f"| {row['config']} | {values} |")
+        relative = row["parts, relative"]
+        cells = [
+            f"{row['parts (ms)'][part]:.2f}, {row['parts, share of the step'][part]:.1%}, "
+            + ("-" if relative[part] is None else f"{relative[part]:.3f}")
+            for part in PARTS
+        ]
+        lines.append(f"| {row['config']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
