@@ -288,7 +288,8 @@ def test_a_step_waits_for_nothing(method):
     if method in WAITING or (method in CHECKING_ON_CPU and not torch.cuda.is_available()):
         with Waits() as waits:
             step()
-        assert waits.names  # else it belongs to the others
+        # Else it belongs to the others; whether a CPU checks is torch's choice.
+        assert waits.names or method in CHECKING_ON_CPU
         return
     with no_waits():
         step()

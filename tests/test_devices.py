@@ -14,6 +14,9 @@ from mskd_plugin.datasets import Digits, InMemoryImages
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.recipes import METHODS
 
+pytestmark = pytest.mark.skipif(
+    torch.version.cuda is None, reason="torch for CPUs alone does not know CUDA's devices"
+)
 #: Methods that read numbers of the device on the host, which tensors without numbers cannot give.
 READING = {"crd"}
 

@@ -38,6 +38,7 @@ EXECUTED = {
     "tools/dist_test.sh": "test_distributed_tools.py::test_two_processes_test_as_one_does",
     "tools/list_configs.py": "test_matrix.py::test_the_list_shows_what_works",
     "tools/benchmark_step.py": "test_benchmark_step.py::rows",
+    "torchrun": "test_benchmark_step.py::test_two_processes_share_the_work",
     "tools/benchmark_loss.py": "test_benchmark_loss.py::run",
     "tools/benchmark_data.py": "test_benchmark_data.py::rows",
     "tools/slurm_train.sh": "test_distributed_tools.py::test_the_command_line_for_slurm",
@@ -129,6 +130,13 @@ def check_dist_test(words):
     check_test([config, checkpoint, *options])
 
 
+def check_torchrun(words):
+    option, processes, tool, *options = words
+    assert option == "--nproc_per_node" and int(processes) > 1
+    assert tool == "tools/benchmark_step.py"
+    arguments("benchmark_step", options)
+
+
 def check_slurm(words):
     _, _, config, processes, *options = words
     check_dist_train([config, processes, *options])
@@ -146,6 +154,7 @@ CHECKS = {
     "tools/dist_test.sh": check_dist_test,
     "tools/list_configs.py": lambda words: arguments("list_configs", words),
     "tools/benchmark_step.py": lambda words: arguments("benchmark_step", words),
+    "torchrun": check_torchrun,
     "tools/benchmark_loss.py": lambda words: arguments("benchmark_loss", words),
     "tools/benchmark_data.py": lambda words: arguments("benchmark_data", words),
     "tools/slurm_train.sh": check_slurm,

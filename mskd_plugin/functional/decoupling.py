@@ -193,9 +193,13 @@ def pool_windows(
         feature_map.device,
         feature_map.dtype,
     )
-    positions = feature_map.flatten(2).transpose(1, 2)  # (N, H W, C)
+    positions, size = feature_map.flatten(2), len(feature_map)  # (N, C, H W)
     # As bmm: matmul would copy the matrix for each image.
-    return torch.bmm(matrix.expand(len(positions), -1, -1), positions), counts
+    if feature_map.requires_grad and feature_map.is_contiguous():
+        # The other product's gradient would have the channels last, a layout that the rest of the
+        # backward pass would have to convert.
+        return torch.bmm(positions, matrix.t().expand(size, -1, -1)).transpose(1, 2), counts
+    return torch.bmm(matrix.expand(size, -1, -1), positions.transpose(1, 2)), counts
 
 
 def decouple(
