@@ -5,12 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 import toy
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from mmrazor.models.task_modules.recorder.param_recorder import ParameterRecorder
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from mskd_plugin.data_preprocessor import BatchDataPreprocessor
 from mskd_plugin.datasets import Digits, InMemoryImages
+from mskd_plugin.launch import use_method
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.recipes import METHODS
 
@@ -66,6 +69,22 @@ def test_every_method_stays_on_the_device(method, phase, inference_mode, gpu):
         total, logged = model.parse_losses(losses)
     assert {value.device.type for value in (total, *losses.values(), *logged.values())} == {"cuda"}
     assert total.requires_grad and total.dtype == torch.float32
+
+
+@pytest.mark.parametrize("method", ["mskd", "ofa", "at"])
+@pytest.mark.parametrize("pair", ["swin-t_mixer-s16", "vit-s_resnet18", "convnext-t_deit-t"])
+def test_so_do_networks_of_tokens(pair, method, gpu):
+    cfg = Config.fromfile(toy.ROOT / "configs" / "_base_" / "pairs" / f"{pair}_cifar100.py")
+    init_default_scope(cfg.default_scope)
+    cfg.pair.teacher_ckpt = None
+    use_method(cfg, method)
+    model = MODELS.build(cfg.model).train()
+    scores = torch.nn.functional.one_hot(torch.tensor(0), cfg.pair.num_classes).float()
+    sample = DataSample().set_gt_label(0).set_gt_score(scores)  # as batch augments leave it
+    with gpu:
+        images = torch.empty(2, 3, 224, 224, device="cuda")
+        losses = to_gpu(model)(images, [sample.to("cuda")] * 2, mode="loss")
+    assert {value.device.type for value in losses.values()} == {"cuda"}
 
 
 def test_a_tensor_left_behind_is_found(gpu):
