@@ -13,6 +13,8 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from mskd_plugin.data_preprocessor import BatchDataPreprocessor
 from mskd_plugin.datasets import Digits, InMemoryImages
+from mskd_plugin.functional import contrastive, decoupling
+from mskd_plugin.functional.constants import kept
 from mskd_plugin.launch import use_method
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.recipes import METHODS
@@ -31,6 +33,9 @@ def gpu(monkeypatch):
     """
     # A parameter with numbers cannot be given a tensor without.
     monkeypatch.setattr(torch.__future__, "get_overwrite_module_params_on_conversion", lambda: True)
+    # What is kept for a device would stay without numbers for those that come later.
+    for module, name in ((decoupling, "_pooling_matrix"), (contrastive, "_repeated")):
+        monkeypatch.setattr(module, name, kept(getattr(module, name).__wrapped__))
     return FakeTensorMode(allow_non_fake_inputs=True)
 
 
