@@ -17,7 +17,6 @@ from mskd_plugin.functional import contrastive, decoupling
 from mskd_plugin.functional.constants import kept
 from mskd_plugin.launch import use_method
 from mskd_plugin.losses import MultiScaleContrastiveLoss
-from mskd_plugin.recipes import METHODS
 
 pytestmark = pytest.mark.skipif(
     torch.version.cuda is None, reason="torch for CPUs alone does not know CUDA's devices"
@@ -55,9 +54,7 @@ def to_gpu(model):
 
 
 @pytest.mark.parametrize("inference_mode", [False, True])
-@pytest.mark.parametrize(
-    "method, phase", [*((method, 2) for method in METHODS), ("ab", 1), ("fsp", 1), ("ft", 1)]
-)
+@pytest.mark.parametrize("method, phase", toy.PHASES)
 def test_every_method_stays_on_the_device(method, phase, inference_mode, gpu):
     model = toy.digits_pair(method, phase)
     model.teacher_inference_mode = inference_mode

@@ -333,9 +333,9 @@ BREAKING = {"crd", "mlkd"}
 
 
 @needs_torch_2_9
-@pytest.mark.parametrize("method", METHODS)
-def test_losses_of_every_method_are_one_graph_and_the_numbers_stay(method, graphs):
-    models = [toy.digits_pair(method) for _ in range(2)]
+@pytest.mark.parametrize("method, phase", toy.PHASES)
+def test_losses_of_every_method_are_one_graph_and_the_numbers_stay(method, phase, graphs):
+    models = [toy.digits_pair(method, phase) for _ in range(2)]
     whole = method not in BREAKING
     compiled = compile_losses(models[1], dict(backend="noting", fullgraph=whole, dynamic=False))
     assert compiled.names == ["connectors and losses"]

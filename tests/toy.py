@@ -19,11 +19,14 @@ from mmpretrain.structures import DataSample
 from mmrazor.registry import MODELS
 
 from mskd_plugin.launch import use_method
+from mskd_plugin.recipes import METHODS
 
 ROOT = Path(__file__).resolve().parent.parent
 _counter = itertools.count()
 WIDTHS = {"student": (4, 4, 6, 8), "teacher": (4, 4, 8, 12)}
 CLASSES = 10
+#: Every method with its phases; those with one phase count as in their second.
+PHASES = [*((method, 2) for method in METHODS), ("ab", 1), ("fsp", 1), ("ft", 1)]
 PREPROCESSOR = dict(type="mmpretrain.ClsDataPreprocessor", mean=[80.0] * 3, std=[80.0] * 3)
 
 
