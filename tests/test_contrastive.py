@@ -460,5 +460,9 @@ def test_no_tensor_is_larger_than_the_similarities_and_large_cases_stream(monkey
         return seen.numbers
 
     assert largest(2**24) == similarities
+    monkeypatch.setattr(contrastive, "BLOCK_SIMILARITIES", 1000)
+    assert largest(2**24) == similarities  # small cases do not stream, whatever a block is
+    assert largest(similarities - 1) < similarities / 10
+    monkeypatch.setattr(contrastive, "BLOCK_SIMILARITIES", 10**9)
     regions = size * sum(counts) * 6
     assert largest(1000) == regions < similarities / 10

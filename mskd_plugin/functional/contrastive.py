@@ -26,8 +26,10 @@ from mskd_plugin.functional.distributed import gather_batch, rank
 #: Where negatives may come from: this process's batch, or the batches of all processes.
 NEGATIVES = ("process", "all")
 
-#: Similarities held at once, about: 128 MiB in float32. What exceeds it is streamed in blocks.
+#: Similarities held at once: 128 MiB in float32. More of them stream in blocks.
 MAX_SIMILARITIES = 2**25
+#: Similarities of a block, about. On a CPU small blocks are the faster ones.
+BLOCK_SIMILARITIES = 2**22
 
 
 class ContrastiveTerms(NamedTuple):
@@ -131,8 +133,9 @@ def _log_probability(
     groups, size = query.shape[:2]
     if groups * size * keys.shape[1] <= MAX_SIMILARITIES:
         return _log_probability_block(query, keys, offset, dropped)
-    rows = min(size, max(1, MAX_SIMILARITIES // keys.shape[1]))
-    at_once = max(1, MAX_SIMILARITIES // (rows * keys.shape[1]))
+    block = min(BLOCK_SIMILARITIES, MAX_SIMILARITIES)
+    rows = min(size, max(1, block // keys.shape[1]))
+    at_once = max(1, block // (rows * keys.shape[1]))
     found = [
         torch.cat(
             [
