@@ -11,20 +11,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pytest
 import torch
 from mmengine.config import Config
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
+from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from mmrazor.registry import MODELS
 
-from mskd_plugin.launch import use_method
+from mskd_plugin.launch import build_runner, use_method
 from mskd_plugin.recipes import METHODS
+from mskd_plugin.speed import COMPILES_LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 _counter = itertools.count()
 WIDTHS = {"student": (4, 4, 6, 8), "teacher": (4, 4, 8, 12)}
 CLASSES = 10
+needs_torch_2_9 = pytest.mark.skipif(
+    not COMPILES_LOSSES, reason="torch before 2.9 traces backward passes under autocast"
+)
 #: Every method with its phases; those with one phase count as in their second.
 PHASES = [*((method, 2) for method in METHODS), ("ab", 1), ("fsp", 1), ("ft", 1)]
 PREPROCESSOR = dict(type="mmpretrain.ClsDataPreprocessor", mean=[80.0] * 3, std=[80.0] * 3)
@@ -164,6 +170,32 @@ def runner_config(work_dir: Any, model: dict | None = None, **settings: Any) -> 
         }
     )
     return cfg
+
+
+def step(model: BaseModel, images: dict | None = None) -> tuple[dict, dict]:
+    """Return a training step's losses and gradients."""
+    model.zero_grad()
+    losses = model(**(images or batch()), mode="loss")
+    model.parse_losses(losses)[0].backward()
+    gradients = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+    return {n: v.detach() for n, v in losses.items()}, gradients
+
+
+def assert_same(found: tuple, expected: tuple, **tolerance: float) -> None:
+    """Assert that two steps' losses and gradients agree, by default to the last bit."""
+    for part, other in zip(found, expected, strict=True):
+        assert part.keys() == other.keys() and part
+        for name, value in part.items():
+            torch.testing.assert_close(
+                value, other[name], **(tolerance or dict(rtol=0, atol=0)), msg=name
+            )
+
+
+def trained(folder: Any, **settings: Any) -> tuple[dict, Runner]:
+    """Train, and return the weights and the runner."""
+    runner = build_runner(runner_config(folder, **settings))
+    runner.train()
+    return runner.model.state_dict(), runner
 
 
 @functools.cache
