@@ -18,7 +18,8 @@ help: ## list the targets
 
 demo: $(READY) ## train a teacher, then students alone, with KD and with MSKD, on handwritten digits
 	@echo "== demo"
-	@$(BIN)/python tools/demo.py $(DEMO)
+	@$(BIN)/python tools/compare.py configs/_base_/pairs/resnet20_resnet8_digits.py \
+	  --teacher configs/demo/teacher_resnet20_digits.py --work-dir work_dirs/demo $(DEMO)
 
 test: $(READY) ## run the tests (some of them: make test TESTS=tests/test_host.py)
 	@echo "== tests"

@@ -90,6 +90,25 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_switches(parser: argparse.ArgumentParser) -> None:
+    """Add the switches of training that change its speed, not its method."""
+    parser.add_argument(
+        "--amp", action="store_true", help="mixed precision (bfloat16; float16 on GPUs without it)"
+    )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="every switch of configs/_base_/fast.py: mixed precision, channels_last, compiled "
+        "networks, fused optimizer, teacher in inference mode, log without waiting",
+    )
+    parser.add_argument(
+        "--in-memory",
+        action="store_true",
+        help="hold the images in memory, on the GPU where there is one, and crop and flip them by "
+        "the batch; for small images with RandomCrop and RandomFlip, as CIFAR's",
+    )
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read ``args.config`` and apply the options of :func:`add_common_options`, and ``args.fast``
     and ``args.in_memory`` where there are any.

@@ -19,6 +19,7 @@ from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.distillers import ConfigurableDistiller
 
 from mskd_plugin.algorithms import FrozenTeacherDistill
+from mskd_plugin.launch import use_method
 
 ROOT = toy.ROOT
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -26,13 +27,13 @@ FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 #: Where a short form of each command is run.
 EXECUTED = {
-    "make demo": "test_demo.py::test_demo_from_an_interrupted_training_to_the_table",
+    "make demo": "test_compare.py::test_from_an_interrupted_teacher_to_the_table",
     "make test": "test_readme.py::test_every_command_is_one_that_works",  # running now
     "tools/train.py": "test_tools.py::test_the_options_are_those_of_the_run",
     "tools/test.py": "test_tools.py::test_testing_and_exporting_give_the_logged_accuracy",
     "tools/export_student.py": "test_tools.py::test_testing_and_exporting_give_the_logged_accuracy",
     "tools/convert_teacher.py": "test_convert_teacher.py::test_a_benchmark_checkpoint_round_trips",
-    "tools/demo.py": "test_demo.py::test_demo_from_an_interrupted_training_to_the_table",
+    "tools/compare.py": "test_compare.py::test_from_an_interrupted_teacher_to_the_table",
     "tools/dist_train.sh": "test_distributed_tools.py"
     "::test_two_processes_train_to_the_weights_of_one",
     "tools/dist_test.sh": "test_distributed_tools.py::test_two_processes_test_as_one_does",
@@ -93,6 +94,9 @@ def check_make(words):
         ["make", "-n", target], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert ran.returncode == 0, ran.stderr
+    for line in ran.stdout.replace("\\\n", " ").splitlines():
+        if "tools/compare.py" in line:
+            check_compare(shlex.split(line.partition("tools/compare.py")[2]))
 
 
 def check_train(words):
@@ -100,6 +104,17 @@ def check_train(words):
     check_config(args.config)
     if args.teacher is not None:
         assert args.teacher in WRITTEN or "://" in args.teacher
+
+
+def check_compare(words):
+    args = arguments("compare", words)
+    check_config(args.config)
+    if args.teacher.endswith(".py"):
+        check_config(args.teacher)
+    else:
+        assert args.teacher in WRITTEN
+    for method in args.methods:
+        use_method(Config.fromfile(ROOT / args.config), method)
 
 
 def check_test(words):
@@ -149,7 +164,7 @@ CHECKS = {
     "tools/test.py": check_test,
     "tools/export_student.py": check_export,
     "tools/convert_teacher.py": check_convert,
-    "tools/demo.py": lambda words: arguments("demo", words),
+    "tools/compare.py": check_compare,
     "tools/dist_train.sh": check_dist_train,
     "tools/dist_test.sh": check_dist_test,
     "tools/list_configs.py": lambda words: arguments("list_configs", words),

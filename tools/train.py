@@ -11,6 +11,7 @@ import argparse
 from mskd_plugin.cli import run_tool
 from mskd_plugin.launch import (
     add_common_options,
+    add_switches,
     build_runner,
     check_work_dir,
     load_config,
@@ -34,21 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="the teacher's weights: a file of mmpretrain, torchvision, the CRD benchmark or of "
         "this project, a URL, or torchvision://NAME",
     )
-    parser.add_argument(
-        "--amp", action="store_true", help="mixed precision (bfloat16; float16 on GPUs without it)"
-    )
-    parser.add_argument(
-        "--fast",
-        action="store_true",
-        help="every switch of configs/_base_/fast.py: mixed precision, channels_last, compiled "
-        "networks, fused optimizer, teacher in inference mode, log without waiting",
-    )
-    parser.add_argument(
-        "--in-memory",
-        action="store_true",
-        help="hold the images in memory, on the GPU where there is one, and crop and flip them by "
-        "the batch; for small images with RandomCrop and RandomFlip, as CIFAR's",
-    )
+    add_switches(parser)
     parser.add_argument(
         "--resume",
         nargs="?",
