@@ -1,4 +1,4 @@
-"""Methods that cross to networks of tokens: the layout as a map, OFA's branches, losses, steps."""
+"""Methods that cross to networks of tokens: the layout as a map, the recipes, losses, steps."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from token_oracles import SIDE, TINY, laid_out, ofa_branch
 from tolerances import assert_close
 
 from mskd_plugin import recipes
-from mskd_plugin.connectors import OFATokenBranch, TokensToMapConnector
-from mskd_plugin.connectors.ofa import count_mergings
+from mskd_plugin.connectors import TokensToMapConnector
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import NETWORKS
 from mskd_plugin.recipes import distill
@@ -82,164 +81,6 @@ def test_sizes_of_the_stages_are_those_of_their_grids(pair):
     assert (student, teacher) == ((whole, falling) if "swin" in pair[0] else (falling, whole))
 
 
-# --- OFA's branch of tokens ----------------------------------------------------------------------
-
-
-def branch(seed=0, **settings):
-    torch.manual_seed(seed)
-    built = MODELS.build({"type": "mmrazor.OFATokenBranch", **settings}).double()
-    for parameter in built.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return built
-
-
-CASES = [
-    dict(in_channels=8, hidden_channels=8, map_size=(4, 6)),
-    dict(in_channels=8, hidden_channels=8, map_size=(14, 14), num_blocks=3),
-    dict(in_channels=3, hidden_channels=8, map_size=(14, 16), num_blocks=2),
-    dict(in_channels=3, hidden_channels=8, map_size=(28, 28)),
-    dict(in_channels=2, hidden_channels=4, map_size=(56, 56)),
-    dict(in_channels=8, hidden_channels=8, map_size=(14, 14), class_tokens=1, num_blocks=2),
-    dict(in_channels=8, hidden_channels=8, map_size=(14, 14), class_tokens=2),
-    dict(in_channels=8, hidden_channels=8, map_size=(14, 14), class_tokens=1, num_blocks=2,
-         pool="class_token"),
-    dict(in_channels=8, hidden_channels=8, map_size=(28, 28), class_tokens=1, pool="class_token"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize("settings", CASES, ids=str)
-def test_the_branch_equals_the_naive_loops(settings):
-    built = branch(num_classes=5, **settings)
-    height, width = settings["map_size"]
-    of_class = settings.get("class_tokens", 0)
-    tokens = random(2, of_class + height * width, settings["in_channels"], seed=1)
-    expected = ofa_branch(
-        built.state_dict(), tokens, (height, width), of_class, settings.get("pool", "average")
-    )
-    assert built(tokens).shape == (2, 5)
-    assert_close(built(tokens), expected)
-    assert_close(built((tokens, (height, width))), expected)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_the_branch_in_low_precision(dtype):
-    built = branch(num_classes=5, **CASES[1]).float()
-    tokens = random(2, 196, 8, seed=1, dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        logits = built(tokens)
-    assert logits.dtype == dtype
-    assert_close(logits, built.double()(tokens.double()), dtype)
-
-
-def parameters(c, d, classes, mergings, blocks):
-    """Parameters of a branch for widths c of the stage and d of the branch."""
-    first = 4 * c * d + 2 * 4 * c  # linear without bias, normalisation
-    later = 4 * d * d + 2 * 4 * d
-    attention = 3 * d * d + (d * d + d)
-    of_block = 2 * 2 * d + attention + (4 * d * d + 4 * d) + (4 * d * d + d)
-    merging = first + (mergings - 1) * later if mergings else 0
-    return merging + blocks * of_block + d * classes + classes
-
-
-@pytest.mark.parametrize(
-    "student, total",
-    [
-        ("deit_t", [1_501_156, 1_056_868, 612_580, 612_580]),
-        ("mixer_s16", None),
-        ("swin_t", None),
-    ],
-)
-def test_the_recipe_gives_each_stage_the_published_branch(student, total):
-    parts = recipes.ofa(base("resnet50", student, image_side=224, num_classes=100))
-    width = NETWORKS[student].width
-    grids = {"swin_t": (56, 28, 14, 7)}.get(student, (14,) * 4)
-    counts = []
-    for stage, (cfg, grid) in enumerate(zip(parts["connectors"].values(), grids), start=1):
-        built = MODELS.build({**cfg, "type": "mmrazor.OFATokenBranch"})
-        counts.append(sum(p.numel() for p in built.parameters()))
-        mergings, blocks = {56: 3, 28: 2, 14: 1, 7: 0}[grid], max(4 - stage, 1)
-        assert (len(built.mergings), len(built.blocks)) == (mergings, blocks)
-        assert counts[-1] == parameters(cfg["in_channels"], width, 100, mergings, blocks)
-        assert cfg["in_channels"] == NETWORKS[student].stages[stage - 1][1]
-        assert cfg["class_tokens"] == (1 if student == "deit_t" else 0)
-        assert cfg["pool"] == "average"
-    assert total is None or counts == total
-
-
-def test_a_class_token_has_no_effect_on_the_average():
-    settings = dict(in_channels=8, hidden_channels=8, num_classes=5, map_size=(14, 14))
-    average = branch(**settings, class_tokens=1)
-    reads = branch(**settings, class_tokens=1, pool="class_token")
-    tokens = random(2, 197, 8).requires_grad_()
-    other = tokens.detach().clone()
-    other[:, 0] += 1
-    assert torch.equal(average(tokens), average(other))
-    assert torch.equal(average(tokens), branch(**settings)(tokens[:, 1:]))
-    assert (reads(tokens) - reads(other)).abs().max() > 1e-3
-    (gradient,) = torch.autograd.grad(average(tokens).square().sum(), tokens)
-    assert not gradient[:, 0].any() and (gradient[:, 1:].abs().amax(2) > 0).all()
-    (gradient,) = torch.autograd.grad(reads(tokens).square().sum(), tokens)
-    assert (gradient.abs().amax(2) > 0).all()
-
-
-@pytest.mark.parametrize("pool", ["average", "class_token"])
-def test_gradients_reach_every_parameter_of_the_branch(pool):
-    built = branch(in_channels=8, hidden_channels=8, num_classes=5, map_size=(28, 28),
-                   num_blocks=2, class_tokens=1, pool=pool)  # fmt: skip
-    built(random(2, 1 + 28 * 28, 8)).square().sum().backward()
-    # A bias of keys would have none; there is no such bias.
-    assert all(p.grad.abs().max() > 0 for p in built.parameters())
-
-
-def test_the_branch_starts_from_the_published_initialisation():
-    torch.manual_seed(0)
-    built = OFATokenBranch(96, 768, 100, map_size=(56, 56), num_blocks=2)
-    for _ in range(2):
-        for name, parameter in built.named_parameters():
-            if parameter.dim() == 2:
-                assert parameter.std().item() == pytest.approx(0.02, rel=0.05), name
-            else:
-                norm = name.endswith("weight")
-                assert (parameter == (1 if norm else 0)).all(), name
-        built.init_weights()
-
-
-def test_mergings_are_the_published_number():
-    for side in range(1, 120):
-        assert count_mergings((side, side)) == max(
-            next(k for k in range(-8, 9) if 7 * 2.0**k <= side < 7 * 2.0 ** (k + 1)), 0
-        )
-
-
-@pytest.mark.parametrize(
-    "settings, match",
-    [
-        (dict(in_channels=0), "in_channels.*at least 1.*0"),
-        (dict(hidden_channels=6, in_channels=6), "hidden_channels.*multiple of 4.*6"),
-        (dict(num_classes=True), "num_classes.*True"),
-        (dict(num_blocks=0), "num_blocks.*at least 1.*0"),
-        (dict(map_size=(14,)), r"map_size.*\(14,\)"),
-        (dict(map_size=None), "map_size.*None"),
-        (dict(pool="max"), "pool.*'average', 'class_token'.*'max'"),
-        (dict(class_tokens=-1), "class_tokens.*-1"),
-        (dict(pool="class_token"), "class_tokens.*1 for the pool.*0"),
-        (dict(map_size=(13, 13)), r"hidden_channels.*stage's 4.*13 x 13.*8"),
-        (dict(pool="class_token", class_tokens=1), "hidden_channels.*4.*class token.*8"),
-    ],
-)
-def test_the_branch_refuses_settings(settings, match):
-    good = dict(in_channels=4, hidden_channels=8, num_classes=3, map_size=(14, 14))
-    with pytest.raises(SettingError, match=match):
-        OFATokenBranch(**{**good, **settings})
-
-
-def test_the_branch_refuses_inputs():
-    built = OFATokenBranch(4, 8, 3, map_size=(14, 14), class_tokens=1)
-    for shape in ((2, 196, 4), (2, 197, 5), (2, 14, 14, 4)):
-        with pytest.raises(SettingError, match="feature.*tokens"):
-            built(torch.zeros(shape))
-
-
 # --- methods on pairs of tiny networks -----------------------------------------------------------
 
 PAIRS = [
@@ -279,6 +120,41 @@ def build(pair, name, **settings):
     model = MODELS.build(distill(given, getattr(recipes, name)(given, **settings)))
     model.student.init_weights()
     return model.train()
+
+
+def parameters(c, d, classes, mergings, blocks):
+    """Parameters of a branch for widths c of the stage and d of the branch."""
+    first = 4 * c * d + 2 * 4 * c  # linear without bias, normalisation
+    later = 4 * d * d + 2 * 4 * d
+    attention = 3 * d * d + (d * d + d)
+    of_block = 2 * 2 * d + attention + (4 * d * d + 4 * d) + (4 * d * d + d)
+    merging = first + (mergings - 1) * later if mergings else 0
+    return merging + blocks * of_block + d * classes + classes
+
+
+@pytest.mark.parametrize(
+    "student, total",
+    [
+        ("deit_t", [1_501_156, 1_056_868, 612_580, 612_580]),
+        ("mixer_s16", None),
+        ("swin_t", None),
+    ],
+)
+def test_the_recipe_gives_each_stage_the_published_branch(student, total):
+    parts = recipes.ofa(base("resnet50", student, image_side=224, num_classes=100))
+    width = NETWORKS[student].width
+    grids = {"swin_t": (56, 28, 14, 7)}.get(student, (14,) * 4)
+    counts = []
+    for stage, (cfg, grid) in enumerate(zip(parts["connectors"].values(), grids), start=1):
+        built = MODELS.build({**cfg, "type": "mmrazor.OFATokenBranch"})
+        counts.append(sum(p.numel() for p in built.parameters()))
+        mergings, blocks = {56: 3, 28: 2, 14: 1, 7: 0}[grid], max(4 - stage, 1)
+        assert (len(built.mergings), len(built.blocks)) == (mergings, blocks)
+        assert counts[-1] == parameters(cfg["in_channels"], width, 100, mergings, blocks)
+        assert cfg["in_channels"] == NETWORKS[student].stages[stage - 1][1]
+        assert cfg["class_tokens"] == (1 if student == "deit_t" else 0)
+        assert cfg["pool"] == "average"
+    assert total is None or counts == total
 
 
 def losses_of(model, data):
