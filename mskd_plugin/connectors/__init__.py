@@ -3,6 +3,7 @@
 from mskd_plugin.connectors.activation_boundary import ActivationBoundaryConnector
 from mskd_plugin.connectors.attention_fusion import AttentionFusionChain
 from mskd_plugin.connectors.fitnet import FitNetRegressor
+from mskd_plugin.connectors.full_precision import FullPrecisionConnector
 from mskd_plugin.connectors.logit_standardization import LogitStandardizationConnector
 from mskd_plugin.connectors.multi_scale_decoupling import MultiScaleDecouplingConnector
 from mskd_plugin.connectors.ofa import OFABranch, OFATokenBranch
@@ -14,6 +15,7 @@ __all__ = [
     "ActivationBoundaryConnector",
     "AttentionFusionChain",
     "FitNetRegressor",
+    "FullPrecisionConnector",
     "LogitStandardizationConnector",
     "MultiScaleDecouplingConnector",
     "OFABranch",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mskd_plugin.recipes.logits import compare_logits
+from mskd_plugin.recipes.logits import FULL_PRECISION, compare_logits
 from mskd_plugin.recipes.method import method
 
 
@@ -37,4 +37,6 @@ def dist(
         "intra_loss_weight": gamma,
         "loss_weight": loss_weight,
     }
-    return compare_logits("loss_dist", loss, student="logits_S", teacher="logits_T")
+    return compare_logits(
+        "loss_dist", loss, student="logits_S", teacher="logits_T", connector=FULL_PRECISION
+    )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mskd_plugin.recipes.logits import compare_logits
+from mskd_plugin.recipes.logits import FULL_PRECISION, compare_logits
 from mskd_plugin.recipes.method import method
 
 
@@ -30,5 +30,7 @@ def kd(
         "reduction": "batchmean",
         "loss_weight": loss_weight,
     }
-    parts = compare_logits("loss_kd", loss, student="preds_S", teacher="preds_T")
+    parts = compare_logits(
+        "loss_kd", loss, student="preds_S", teacher="preds_T", connector=FULL_PRECISION
+    )
     return {**parts, "ce_weight": ce_weight}

@@ -13,6 +13,8 @@ LOGITS = {"logits": {"type": "ModuleOutputs", "source": "head.fc"}}
 LABELS = {"labels": {"type": "ModuleInputs", "source": "head.loss_module"}}
 TARGETS = {"targets": LABELS["labels"]}
 LABELS_MAPPING = {"recorder": "labels", "from_student": True, "data_idx": 1}
+#: In front of MMRazor's losses, which compute in the precision that they are given.
+FULL_PRECISION = {"logits_full_precision": {"type": "FullPrecisionConnector"}}
 
 
 def compare_logits(
@@ -23,7 +25,7 @@ def compare_logits(
     teacher: str = "teacher_logits",
     labels: str | None = None,
     targets: str | None = None,
-    connector: str | None = None,
+    connector: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Return the parts of a method with one loss between both networks' logits.
 
@@ -34,9 +36,9 @@ def compare_logits(
         teacher: The forward argument that takes the teacher's logits.
         labels: The forward argument that takes the labels, if one does.
         targets: The forward argument that takes labels or scores, if one does.
-        connector: A connector that both networks' logits pass first.
+        connector: From the name of a connector that both networks' logits pass first to its config.
     """
-    through = {} if connector is None else {"connector": connector}
+    through = {"connector": next(iter(connector))} if connector else {}
     mappings: dict[str, Any] = {
         student: {"recorder": "logits", "from_student": True, **through},
         teacher: {"recorder": "logits", "from_student": False, **through},
@@ -52,6 +54,7 @@ def compare_logits(
             **(TARGETS if targets is not None else {}),
         },
         "teacher_recorders": dict(LOGITS),
+        **({"connectors": dict(connector)} if connector else {}),
         "distill_losses": {name: loss},
         "loss_forward_mappings": {name: mappings},
     }

@@ -22,7 +22,7 @@ def ls_kd(
         loss_weight: Weight of the term. The published runs take 9.
         ce_weight: Weight of the student's cross-entropy where the method stands alone.
     """
-    connector = "logits_standardized"
+    connector = {"logits_standardized": {"type": "LogitStandardizationConnector"}}
     loss = {
         "type": "KLDivergence",
         "tau": temperature,
@@ -32,5 +32,4 @@ def ls_kd(
     parts = compare_logits(
         "loss_ls_kd", loss, student="preds_S", teacher="preds_T", connector=connector
     )
-    parts["connectors"] = {connector: {"type": "LogitStandardizationConnector"}}
     return {**parts, "ce_weight": ce_weight}

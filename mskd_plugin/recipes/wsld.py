@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mskd_plugin.recipes.logits import compare_logits
+from mskd_plugin.recipes.logits import FULL_PRECISION, compare_logits
 from mskd_plugin.recipes.method import method
 
 
@@ -30,5 +30,10 @@ def wsld(base: dict, *, temperature: float = 4.0, loss_weight: float = 2.25) -> 
         "loss_weight": loss_weight,
     }
     return compare_logits(
-        "loss_wsld", loss, student="student", teacher="teacher", labels="gt_labels"
+        "loss_wsld",
+        loss,
+        student="student",
+        teacher="teacher",
+        labels="gt_labels",
+        connector=FULL_PRECISION,
     )
