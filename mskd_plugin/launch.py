@@ -14,7 +14,7 @@ from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.hub import get_config
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, RUNNERS
-from mmengine.runner import BaseLoop, Runner
+from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 
 from mskd_plugin.checkpoints.weights import check_source
 from mskd_plugin.errors import SettingError
@@ -37,6 +37,8 @@ RUNNER_KEYS = {
     "sync_bn",
 } - {"self", "cfg"}
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
+#: What a model is made from: of the base of a pair, before the model is there.
+MADE_FROM = ("pair", "num_train_images")
 CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 
@@ -69,7 +71,9 @@ def add_common_options(parser: argparse.ArgumentParser) -> None:
         "+, or student or teacher alone (tools/list_configs.py lists them)",
     )
     parser.add_argument(
-        "--work-dir", help="folder for logs and checkpoints (default: work_dirs/<config's name>)"
+        "--work-dir",
+        help="folder for logs and checkpoints (default: work_dirs/<config's name>, with --method "
+        "work_dirs/<method>_<config's name>)",
     )
     add_overrides(parser)
     parser.add_argument(
@@ -115,7 +119,8 @@ def load_config(args: argparse.Namespace) -> Config:
 
     Raises:
         SettingError: If the file is missing or no config, or an option begins with a key that the
-            config does not have, or goes into a setting that has no parts.
+            config does not have, goes into a setting that has no parts, or comes too late for the
+            model that is made from it.
     """
     path = Path(args.config)
     if not path.is_file():
@@ -124,35 +129,55 @@ def load_config(args: argparse.Namespace) -> Config:
         raise SettingError("config", f"a file in {', '.join(CONFIG_SUFFIXES)}", repr(args.config))
     cfg = Config.fromfile(path)
     stem = path.stem
+    early = {key: value for key, value in args.cfg_options.items() if _top(key) in MADE_FROM}
     if getattr(args, "method", None):
+        _merge(cfg, early, args.config)
         use_method(cfg, args.method)
         stem = f"{args.method}_{stem}"
     elif "model" not in cfg:
         raise SettingError("--method", f"given with {args.config}, which states a pair alone", None)
+    elif early and "pair" in cfg:
+        raise SettingError(
+            "--cfg-options",
+            f"no settings that the model of {args.config} is already made from",
+            ", ".join(early),
+            "They take effect with the config of a pair, configs/_base_/pairs/*.py, and --method.",
+        )
     if getattr(args, "fast", False) and "fast" not in cfg:
         cfg.fast = Config.fromfile(FAST).fast
     if "fast" in cfg:
         use_fast(cfg, cfg.pop("fast"))
-    known = {*cfg, *RUNNER_KEYS}
-    for key in args.cfg_options:
-        top = key.split(".")[0]
-        if top not in known:
-            raise SettingError(
-                "--cfg-options",
-                f"keys of {args.config} or of MMEngine's runner",
-                repr(key),
-                _nearest(top, known),
-            )
-    try:
-        cfg.merge_from_dict(args.cfg_options)
-    except (KeyError, TypeError) as error:
-        raise SettingError("--cfg-options", f"settings of {args.config}", error) from error
+    options = dict(args.cfg_options)
+    if cfg.model.get("data_preprocessor") is not None:  # the model holds a copy of the config's
+        options |= {f"model.{k}": v for k, v in options.items() if _top(k) == "data_preprocessor"}
+    _merge(cfg, options, args.config)
     # After the options, which name the data sets' own settings.
     if cfg.pop("in_memory", False) or getattr(args, "in_memory", False):
         use_in_memory(cfg)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{stem}"
     return cfg
+
+
+def _merge(cfg: Config, options: dict[str, Any], name: str) -> None:
+    """Merge ``--cfg-options`` into the config that ``name`` stands for."""
+    known = {*cfg, *RUNNER_KEYS}
+    for key in options:
+        if _top(key) not in known:
+            raise SettingError(
+                "--cfg-options",
+                f"keys of {name} or of MMEngine's runner",
+                repr(key),
+                _nearest(_top(key), known),
+            )
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError) as error:
+        raise SettingError("--cfg-options", f"settings of {name}", error) from error
+
+
+def _top(key: str) -> str:
+    return key.split(".")[0]
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -194,6 +219,8 @@ def use_method(cfg: Config, names: str) -> None:
         raise SettingError("--method", "given with a config that states a pair", repr(names))
     if names in ("student", "teacher"):
         cfg.model = alone(cfg, names)
+        if names == "teacher" and "teacher_lr" in cfg.pair:
+            cfg.optim_wrapper.optimizer.lr = cfg.pair.teacher_lr
         return
     parts = []
     for name in names.split("+"):
@@ -228,13 +255,16 @@ def set_resume(cfg: Config, checkpoint: str) -> None:
     Args:
         cfg: The config.
         checkpoint: A checkpoint file, or ``"auto"`` for the newest in the work folder; without any
-            there, training starts at the beginning.
+            there, training starts at the beginning, from the config's ``load_from`` if it has one.
 
     Raises:
         SettingError: If there is no such file.
     """
     cfg.resume = True
     if checkpoint == "auto":
+        if cfg.get("load_from"):  # which the runner would resume from, whatever is in the folder
+            newest = find_latest_checkpoint(cfg.work_dir)
+            cfg.resume, cfg.load_from = newest is not None, newest or cfg.load_from
         return
     if not Path(checkpoint).is_file():
         raise SettingError("--resume", "a checkpoint", f"{checkpoint!r}, which is not there")

@@ -25,8 +25,11 @@ FROZEN_TEACHER = ("FrozenTeacherDistill", "TwoPhaseDistill")
 def scale_learning_rate(cfg: Config) -> None:
     """Let the runner scale the learning rate linearly from the base batch size to the real one.
 
+    MMEngine's ratio leaves accumulated batches out; the base batch size is divided by their number.
+
     Raises:
-        SettingError: If the config does not state its base batch size.
+        SettingError: If the config does not state its base batch size, or a scheduler states the
+            learning rate by itself.
     """
     if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
         raise SettingError(
@@ -34,7 +37,18 @@ def scale_learning_rate(cfg: Config) -> None:
             "the batch size that the learning rate is meant for, with --auto-scale-lr",
             None,
         )
+    schedulers = cfg.get("param_scheduler") or []
+    for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
+        if "eta_max" in scheduler:
+            raise SettingError(
+                "--auto-scale-lr",
+                "given with schedulers that follow the optimizer's learning rate",
+                f"a {scheduler['type']}, whose own eta_max={scheduler['eta_max']} is the rate",
+            )
     cfg.auto_scale_lr.enable = True
+    accumulated = cfg.optim_wrapper.get("accumulative_counts", 1)
+    if accumulated > 1:
+        cfg.auto_scale_lr.base_batch_size /= accumulated
 
 
 def use_mixed_precision(cfg: Config) -> None:

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import toy
+from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import load_checkpoint
+from mmpretrain.datasets import CIFAR100
+from mmpretrain.registry import DATASETS
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.preflight import check_data_roots
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.teacher_identity import weights_digest
 from mskd_plugin.launch import build_runner
+
+MISSED = [dict(type="EpochSeedHook"), dict(type="MissedValidationHook")]
 
 
 class Steps(Hook):
@@ -147,6 +155,25 @@ def test_missing_data_are_named(tmp_path):
         build_runner(cfg)
 
 
+def test_cifar_100_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(toy.ROOT / "configs" / "cifar100" / "teacher_resnet32x4.py")
+    check_data_roots(cfg)  # passes, although the folder is not there
+
+    def download(url, root, **_):
+        assert (url, Path(root)) == (CIFAR100.url, Path("data/cifar100"))
+        for name, count in (("train", 3), ("test", 2)):
+            file = Path(root, CIFAR100.base_folder, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            images = dict(data=np.zeros((count, 3072), np.uint8), fine_labels=[*range(count)])
+            file.write_bytes(pickle.dumps(images))
+
+    monkeypatch.setattr("mmpretrain.datasets.cifar.download_and_extract_archive", download)
+    monkeypatch.setattr(CIFAR100, "_check_integrity", lambda _: Path("data/cifar100").exists())
+    for loader, count in (("train_dataloader", 3), ("test_dataloader", 2)):
+        assert len(DATASETS.build(cfg[loader].dataset)) == count
+
+
 # --- teacher evaluation --------------------------------------------------------------------------
 
 
@@ -255,6 +282,71 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path, workers):
     states = [runner.optim_wrapper.state_dict()["state"] for runner in (whole, resumed)]
     for key, state in states[0].items():
         assert torch.equal(state["momentum_buffer"], states[1][key]["momentum_buffer"])
+
+
+def top1(work_dir):
+    """Return (epoch or step, top-1) of each logged validation."""
+    files = sorted(work_dir.glob("*/vis_data/scalars.json"))
+    entries = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    return [(e["step"], e["accuracy/top1"]) for e in entries if "accuracy/top1" in e]
+
+
+class PowerCutWhileValidating(Hook):
+    """Stop a training in its last validation."""
+
+    def before_val_epoch(self, runner):
+        if runner.iter == runner.max_iters:
+            raise KeyboardInterrupt
+
+
+def interrupted_and_resumed(folder, train_cfg=None, **settings):
+    """Return the logged validations of an uninterrupted training and of one that is resumed."""
+    teacher = str(toy.teacher_file(folder))
+    cfgs = [
+        toy.runner_config(folder / name, toy.algorithm(teacher_ckpt=teacher), **settings)
+        for name in ("whole", "parts", "parts")
+    ]
+    for cfg in cfgs:
+        cfg.custom_hooks = MISSED
+        cfg.train_cfg = train_cfg or cfg.train_cfg
+    train(cfgs[0])
+    interrupted = build_runner(cfgs[1])
+    interrupted.register_hook(PowerCutWhileValidating())
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    cfgs[2].resume = True
+    _, steps = train(cfgs[2])
+    assert steps.count == 0  # all that was missing is the validation
+    return top1(folder / "whole"), top1(folder / "parts")
+
+
+def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path):
+    save_best = {"default_hooks.checkpoint.save_best": "accuracy/top1"}
+    whole, parts = interrupted_and_resumed(tmp_path, **save_best)
+    assert parts == whole and [epoch for epoch, _ in whole] == [1, 2]
+    best = [sorted(f.name for f in (tmp_path / n).glob("best_*")) for n in ("whole", "parts")]
+    assert best[0] == best[1] and len(best[0]) == 1
+
+
+def test_of_an_iteration_based_training_too(tmp_path):
+    by_steps = {
+        "train_cfg": dict(type="IterBasedTrainLoop", max_iters=4, val_interval=2),
+        "param_scheduler": None,
+        "default_hooks.checkpoint.by_epoch": False,
+    }
+    whole, parts = interrupted_and_resumed(tmp_path, **by_steps)
+    assert parts == whole and len(whole) == 2
+
+
+def test_no_validation_is_made_where_none_was_due(tmp_path):
+    settings = {"train_cfg.max_epochs": 3, "train_cfg.val_interval": 2}
+    for epochs, expected in ((1, [1]), (2, [1, 2]), (3, [1, 2, 2, 3])):
+        cfg = toy.runner_config(tmp_path, **{**settings, "train_cfg.max_epochs": epochs})
+        cfg.custom_hooks = MISSED
+        cfg.resume = epochs > 1
+        train(cfg)
+        # Epoch 1 was the last one once, and is not due with an interval of 2.
+        assert [epoch for epoch, _ in top1(tmp_path)] == expected
 
 
 def test_other_epochs_seeds_and_ranks_draw_other_numbers(tmp_path):

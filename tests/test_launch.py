@@ -1,34 +1,18 @@
-"""What the tools share, function by function, and the preflight's look at the batch size."""
+"""What the tools share, function by function: options, config, teacher, resuming, the runner."""
 
 from __future__ import annotations
-
-import argparse
-import logging
-import math
 
 import pytest
 import torch
 import toy
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.hooks import Hook
-from mmengine.optim import AmpOptimWrapper
+from tool_runs import MSKD, load
 
 from mskd_plugin import launch
 from mskd_plugin.errors import SettingError
-from mskd_plugin.optim import BFloat16OptimWrapper
-from mskd_plugin.switches import scale_learning_rate, use_mixed_precision
 
-DEMO = str(toy.ROOT / "configs" / "demo" / "mskd_resnet20_resnet8_digits.py")
-
-
-def parse(*argv):
-    parser = argparse.ArgumentParser()
-    launch.add_common_options(parser)
-    return parser.parse_args(list(argv))
-
-
-def load(*argv, config=DEMO):
-    return launch.load_config(parse(str(config), *argv))
+PAIRS = toy.ROOT / "configs" / "_base_" / "pairs"
 
 
 # --- reading the config --------------------------------------------------------------------------
@@ -91,6 +75,30 @@ def test_options_that_are_no_pairs_are_refused(option, capsys):
     assert f"--cfg-options: expected KEY=VALUE, but got {option!r}" in capsys.readouterr().err
 
 
+def test_the_models_copy_of_the_normalisation_follows():
+    for argv in ((), ("--method", "student")):
+        config = PAIRS / "resnet20_resnet8_digits.py" if argv else MSKD
+        options = ["data_preprocessor.mean=[1,2,3]", "data_preprocessor.pad_value=7"]
+        cfg = load(*argv, "--cfg-options", *options, config=config)
+        for preprocessor in (cfg.data_preprocessor, cfg.model.data_preprocessor):
+            assert preprocessor.mean == [1, 2, 3] and preprocessor.pad_value == 7
+    alone = load("--cfg-options", "model.data_preprocessor.mean=[1,2,3]")
+    assert alone.model.data_preprocessor.mean == [1, 2, 3] != alone.data_preprocessor.mean
+
+
+def test_what_the_model_is_made_from_is_set_before():
+    pair = PAIRS / "resnet20_resnet8_digits.py"
+    options = ["pair.teacher=resnet56", "num_train_images=7", "pair.settings.crd.temperature=0.5"]
+    cfg = load("--method", "crd", "--cfg-options", *options, config=pair)
+    assert cfg.model.teacher.backbone.depth == 56
+    (loss,) = cfg.model.distiller.distill_losses.values()
+    assert (loss.num_images, loss.temperature) == (7, 0.5)
+    with pytest.raises(SettingError, match="already made from, but got pair.teacher, num_train"):
+        load("--cfg-options", *options[:2], "train_cfg.max_epochs=3")
+    with pytest.raises(SettingError, match="`--cfg-options` to be keys of .* 'num_train_image'"):
+        load("--method", "crd", "--cfg-options", "num_train_image=7", config=pair)
+
+
 def test_work_dir_and_launcher(tmp_path):
     cfg = load()
     assert cfg.work_dir == "work_dirs/mskd_resnet20_resnet8_digits"
@@ -114,6 +122,14 @@ def test_a_method_for_the_config_of_a_pair():
     assert load("--method", "student", config=pair).model.backbone.depth == 8
     with pytest.raises(SettingError, match=r"`--method` to be .* 'msk'\. Did you mean 'mskd'\?"):
         load("--method", "msk", config=pair)
+
+
+def test_a_teacher_alone_takes_its_own_learning_rate():
+    pair = PAIRS / "resnet32x4_shufflev1_cifar100.py"
+    for method, rate in (("teacher", 0.05), ("student", 0.01), ("mskd", 0.01)):
+        assert load("--method", method, config=pair).optim_wrapper.optimizer.lr == rate
+    option = ("--cfg-options", "optim_wrapper.optimizer.lr=0.3")
+    assert load("--method", "teacher", *option, config=pair).optim_wrapper.optimizer.lr == 0.3
 
 
 # --- the student, the teacher, resuming
@@ -193,6 +209,33 @@ def test_resuming(tmp_path):
     assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / "epoch_9.pth"))
 
 
+def test_the_work_folder_goes_before_initial_weights(tmp_path):
+    class PowerCut(Hook):
+        def before_train_epoch(self, runner):
+            if runner.epoch == 1:
+                raise KeyboardInterrupt
+
+    torch.save(toy.build(seed=5).state_dict(), tmp_path / "init.pth")
+
+    def train(name, *hooks):
+        cfg = toy.runner_config(tmp_path / name, load_from=str(tmp_path / "init.pth"))
+        launch.set_resume(cfg, "auto")
+        runner = launch.build_runner(cfg)
+        for hook in hooks:
+            runner.register_hook(hook)
+        runner.train()
+        return cfg, runner.model.state_dict()
+
+    with pytest.raises(KeyboardInterrupt):
+        train("parts", PowerCut())
+    cfg, resumed = train("parts")
+    assert cfg.resume and cfg.load_from == str(tmp_path / "parts" / "epoch_1.pth")
+    cfg, whole = train("whole")
+    assert not cfg.resume and cfg.load_from == str(tmp_path / "init.pth")
+    for name, value in whole.items():
+        assert torch.equal(resumed[name], value), name
+
+
 def test_a_used_work_dir(tmp_path):
     cfg = load("--work-dir", str(tmp_path))
     launch.check_work_dir(cfg)
@@ -203,100 +246,6 @@ def test_a_used_work_dir(tmp_path):
         launch.check_work_dir(cfg)
     cfg.resume = True
     launch.check_work_dir(cfg)
-
-
-# --- mixed precision
-# -------------------------------------------------------------------------------
-
-
-class Watch(Hook):
-    """Note the student's feature type, the losses, and the learning rate of each step."""
-
-    def __init__(self):
-        self.types, self.losses, self.rates = set(), [], []
-
-    def before_train(self, runner):
-        runner.model.student.backbone.layer3.register_forward_hook(self.note)
-
-    def note(self, module, inputs, output):
-        if module.training:  # not the validation
-            self.types.add(output.dtype)
-
-    def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
-        self.losses.append(outputs["loss"].item())
-        self.rates.append(runner.optim_wrapper.get_lr()["lr"][0])
-
-
-def run(cfg):
-    runner = launch.build_runner(cfg)
-    watch = Watch()
-    runner.register_hook(watch)
-    runner.train()
-    return runner, watch
-
-
-def test_mixed_precision_computes_in_bfloat16_on_a_cpu(tmp_path):
-    results = {}
-    for mixed in (False, True):
-        cfg = toy.runner_config(tmp_path / str(mixed))
-        if mixed:
-            use_mixed_precision(cfg)
-        runner, watch = results[mixed] = run(cfg)
-        assert all(math.isfinite(loss) for loss in watch.losses) and len(watch.losses) == 6
-        assert {p.dtype for p in runner.model.parameters()} == {torch.float32}
-        state = runner.optim_wrapper.optimizer.state.values()
-        assert {part["momentum_buffer"].dtype for part in state} == {torch.float32}
-    assert isinstance(results[True][0].optim_wrapper, BFloat16OptimWrapper)
-    assert results[False][1].types == {torch.float32}
-    assert results[True][1].types == {torch.bfloat16}
-    # Half precision, so nearly the same first loss, but not the same.
-    full, half = results[False][1].losses[0], results[True][1].losses[0]
-    assert half == pytest.approx(full, rel=0.02) and half != full
-
-
-@pytest.mark.parametrize(
-    "capability, hip, kind",
-    [
-        ((9, 0), None, "BFloat16"),
-        ((8, 0), None, "BFloat16"),
-        ((7, 5), None, "Amp"),
-        ((7, 5), "6.0", "BFloat16"),
-    ],
-)
-def test_float16_with_loss_scaling_on_gpus_without_bfloat16(monkeypatch, capability, hip, kind):
-    has_bf16 = kind == "BFloat16"
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
-    monkeypatch.setattr(torch.version, "hip", hip)
-    cfg = load("--cfg-options", "optim_wrapper.clip_grad.max_norm=5")
-    use_mixed_precision(cfg)
-    assert cfg.optim_wrapper.type == f"{kind}OptimWrapper"
-    assert cfg.optim_wrapper.get("loss_scale") == (None if has_bf16 else "dynamic")
-    assert cfg.optim_wrapper.clip_grad == dict(max_norm=5)
-    if not has_bf16:  # mmengine's wrapper takes these settings
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
-        settings = {**cfg.optim_wrapper, "optimizer": optimizer}
-        assert settings.pop("type") == "AmpOptimWrapper"
-        monkeypatch.setattr("mmengine.optim.optimizer.amp_optimizer_wrapper.GradScaler", Scaler)
-        assert isinstance(AmpOptimWrapper(**settings).loss_scaler, Scaler)
-
-
-class Scaler:
-    """Stands in for the GPU's gradient scaler."""
-
-
-@pytest.mark.parametrize("kind", ["AmpOptimWrapper", "BFloat16OptimWrapper"])
-def test_a_config_that_is_in_mixed_precision_stays_as_it_is(kind):
-    cfg = load("--cfg-options", f"optim_wrapper.type={kind}", "optim_wrapper.loss_scale=512")
-    before = ConfigDict(cfg.optim_wrapper)
-    use_mixed_precision(cfg)
-    assert cfg.optim_wrapper == before
-
-
-def test_other_optimizer_wrappers_are_refused():
-    cfg = load("--cfg-options", "optim_wrapper.type=ApexOptimWrapper")
-    with pytest.raises(SettingError, match=r"optim_wrapper\.type.*--amp or --fast.*Apex"):
-        use_mixed_precision(cfg)
 
 
 # --- the runner
@@ -335,57 +284,6 @@ def test_a_runner_type_of_ones_own(tmp_path):
     cfg = toy.runner_config(tmp_path)
     cfg.runner_type = "Runner"
     assert launch.build_runner(cfg).max_epochs == 2
-
-
-def test_scaling_the_learning_rate(tmp_path):
-    cfg = toy.runner_config(tmp_path / "scaled", **{"train_cfg.max_epochs": 1})
-    rate = cfg.optim_wrapper.optimizer.lr
-    scale_learning_rate(cfg)
-    assert set(run(cfg)[1].rates) == {rate * 8 / 64}
-    plain = toy.runner_config(tmp_path / "plain", **{"train_cfg.max_epochs": 1})
-    assert set(run(plain)[1].rates) == {rate}
-    plain.pop("auto_scale_lr")
-    with pytest.raises(SettingError, match=r"auto_scale_lr\.base_batch_size.*--auto-scale-lr"):
-        scale_learning_rate(plain)
-
-
-def preflight_warnings(tmp_path, settings):
-    """Return what the preflight warns of."""
-    runner = launch.build_runner(toy.runner_config(tmp_path, **settings))
-    records = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = records.append
-    runner.logger.addHandler(handler)
-    next(hook for hook in runner.hooks if type(hook).__name__ == "PreflightHook").before_train(
-        runner
-    )
-    return list(map(logging.LogRecord.getMessage, records))
-
-
-@pytest.mark.parametrize(
-    "settings, told",
-    [
-        ({}, ("8 images", "base_batch_size=64", "--auto-scale-lr")),
-        ({"optim_wrapper.accumulative_counts": 4}, ("32 images", "base_batch_size=64")),
-        ({"optim_wrapper.accumulative_counts": 8}, ()),
-        ({"auto_scale_lr.base_batch_size": 8}, ()),
-        ({"auto_scale_lr.enable": True}, ()),
-        ({"auto_scale_lr": None}, ()),
-    ],
-    ids=str,
-)
-def test_preflight_warns_of_a_learning_rate_for_another_batch_size(tmp_path, settings, told):
-    messages = [m for m in preflight_warnings(tmp_path, settings) if "learning rate" in m]
-    assert len(messages) == bool(told)
-    assert all(part in messages[0] for part in told)
-
-
-@pytest.mark.parametrize("count", [1, 4])
-def test_preflight_tells_what_accumulation_leaves_apart(tmp_path, count):
-    settings = {"optim_wrapper.accumulative_counts": count}
-    messages = [m for m in preflight_warnings(tmp_path, settings) if "at a time" in m]
-    assert len(messages) == (count > 1)
-    assert all(f"see 8 images at a time, not {count} x 8" in message for message in messages)
 
 
 @pytest.mark.parametrize("stage", ["train", "val"])
@@ -430,7 +328,7 @@ def test_a_hook_may_be_switched_off(tmp_path):
 
 
 def test_testing_a_checkpoint_that_is_missing_writes_nothing(tmp_path):
-    argv = [DEMO, str(tmp_path / "no.pth"), "--work-dir", str(tmp_path / "run")]
+    argv = [MSKD, str(tmp_path / "no.pth"), "--work-dir", str(tmp_path / "run")]
     with pytest.raises(SettingError, match=r"`checkpoint`.*no\.pth', which is not there"):
         toy.tool("test").main(argv)
     assert not (tmp_path / "run").exists()

@@ -3,6 +3,7 @@ logs."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -13,6 +14,8 @@ import toy
 from mmengine.logging import MessageHub, MMLogger
 from mmengine.visualization import Visualizer
 from mmpretrain.visualization import UniversalVisualizer
+
+from mskd_plugin import launch
 
 TOOLS, DEMO = toy.ROOT / "tools", toy.ROOT / "configs" / "demo"
 TEACHER = str(DEMO / "teacher_resnet20_digits.py")
@@ -33,6 +36,18 @@ ENVIRONMENT = {
     "CUDA_VISIBLE_DEVICES": "",
     "PYTHON": sys.executable,
 }
+
+
+def parse(*argv):
+    """Parse the options that training and testing share."""
+    parser = argparse.ArgumentParser()
+    launch.add_common_options(parser)
+    return parser.parse_args(list(argv))
+
+
+def load(*argv, config=MSKD):
+    """Load a config with options of the command line."""
+    return launch.load_config(parse(str(config), *argv))
 
 
 def forget_runs():

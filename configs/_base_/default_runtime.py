@@ -17,6 +17,7 @@ custom_hooks = [
     dict(type="EpochSeedHook"),
     dict(type="TeacherIdentityHook"),
     dict(type="TeacherEvaluationHook"),
+    dict(type="MissedValidationHook"),
     dict(type="LossWarmupHook"),
     dict(type="PhaseHook"),
 ]

@@ -3,7 +3,8 @@
 A config's base states the pair and the data once:
 
 - ``pair``: dict with ``teacher`` and ``student`` (names of :data:`mskd_plugin.networks.NETWORKS`),
-  ``num_classes``, ``teacher_ckpt`` where the weights have a public address, and
+  ``num_classes``, ``teacher_ckpt`` where the weights have a public address, ``teacher_lr`` where
+  ``--method teacher`` needs another learning rate than the student, and
   ``label_smoothing``, the share of the target that the student's own loss spreads over all classes
   (default: none);
 - ``data_preprocessor``: the normalisation that both networks share.

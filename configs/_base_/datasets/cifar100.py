@@ -20,6 +20,7 @@ train_dataloader = dict(
     dataset=dict(
         type="CIFAR100",
         data_root="data/cifar100",
+        download=True,
         split="train",
         pipeline=[
             dict(type="RandomCrop", crop_size=32, padding=4),
@@ -37,6 +38,7 @@ val_dataloader = dict(
     dataset=dict(
         type="CIFAR100",
         data_root="data/cifar100",
+        download=True,
         split="test",
         pipeline=[dict(type="PackInputs")],
     ),

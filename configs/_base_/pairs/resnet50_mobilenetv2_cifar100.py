@@ -9,6 +9,7 @@ pair = dict(
     teacher="ResNet50",
     student="MobileNetV2",
     num_classes=100,
+    teacher_lr=0.05,
     settings=dict(
         mskd=dict(scales=(1, 2)),
     ),

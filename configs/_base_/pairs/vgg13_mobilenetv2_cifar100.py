@@ -9,6 +9,7 @@ pair = dict(
     teacher="vgg13",
     student="MobileNetV2",
     num_classes=100,
+    teacher_lr=0.05,
     settings=dict(
         dkd=dict(beta=6.0),
         mskd=dict(scales=(1, 2)),
