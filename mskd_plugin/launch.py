@@ -6,14 +6,15 @@ import argparse
 import difflib
 import inspect
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from mmengine.config import Config, ConfigDict, DictAction
 from mmengine.device import get_device
 from mmengine.hub import get_config
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, RUNNERS
+from mmengine.registry import DATASETS, HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, RUNNERS
 from mmengine.runner import BaseLoop, Runner, find_latest_checkpoint
 
 from mskd_plugin.checkpoints.weights import check_source
@@ -312,10 +313,30 @@ def build_runner(cfg: Config) -> Runner:
     return runner
 
 
+def build_datasets(cfg: Config) -> None:
+    """Build the data sets of training and validation once, which download what they can.
+
+    Raises:
+        SettingError: If data are missing.
+    """
+    check_data_roots(cfg)
+    for stage in ("train", "val"):
+        if loader := cfg.get(f"{stage}_dataloader"):
+            with _data_of(stage):
+                DATASETS.build(loader.dataset)
+
+
 def _with_data(runner: Runner, stage: str) -> BaseLoop | None:
-    """Build a stage's loop, and with it the data set, which may find its files wanting."""
-    try:
+    """Build a stage's loop, and with it the data set."""
+    with _data_of(stage):
         return getattr(runner, f"{stage}_loop")
+
+
+@contextmanager
+def _data_of(stage: str) -> Iterator[None]:
+    """Name the setting of a data set that finds its files wanting."""
+    try:
+        yield
     except (AssertionError, OSError, RuntimeError) as error:
         raise SettingError(
             f"{stage}_dataloader.dataset",

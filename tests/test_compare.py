@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -15,19 +18,23 @@ import pytest
 import torch
 import toy
 from mmengine.config import Config
+from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import EpochBasedTrainLoop
 from tool_runs import (
+    DEMO,
     OPTIONS,
     TEACHER,
     TOOLS,
     accuracies,
-    call,
     forget_runs,
     scalars_of,
 )
 
+from mskd_plugin.comparison import Result, plot, read_result, table
 from mskd_plugin.errors import SettingError
+from mskd_plugin.networks import classifier
 
+STUDENT = str(DEMO / "student_resnet8_digits.py")
 PAIR = str(toy.ROOT / "configs" / "_base_" / "pairs" / "resnet20_resnet8_digits.py")
 
 
@@ -46,7 +53,7 @@ def step(epoch, seconds):
     return {"lr": 0.1, "loss": 2.0, "time": seconds, "epoch": epoch, "step": 7 * epoch}
 
 
-def test_logs_of_interrupted_trainings(compare, tmp_path):
+def test_logs_of_interrupted_trainings(tmp_path):
     write_scalars(
         *[tmp_path, "20260101_000000", {"teacher/accuracy/top1": 99.0, "step": 0}],
         *[step(1, 9.0), {"accuracy/top1": 30.0, "step": 2}, step(2, 1.0), step(3, 2.0)],
@@ -56,48 +63,50 @@ def test_logs_of_interrupted_trainings(compare, tmp_path):
         *[tmp_path, "20260101_010000", step(3, 4.0), {"accuracy/top1": 50.0, "step": 4}],
         *[step(5, 8.0), {"accuracy/top1": 60.5, "step": 6}],
     )
-    result = compare.read_result(tmp_path)
+    result = read_result(tmp_path)
     assert result.curve == [(2, 30.0), (4, 50.0), (6, 60.5)]
     assert result.top1 == 60.5 and result.teacher_top1 == 99.0
     assert result.seconds_per_step == 3.0  # of 1, 2, 4, 8; the first epoch is left out
 
 
-def test_a_training_of_one_epoch(compare, tmp_path):
+def test_a_training_of_one_epoch(tmp_path):
     write_scalars(tmp_path, "run", step(1, 9.0), {"accuracy/top1": 30.0, "step": 1})
-    result = compare.read_result(tmp_path)
+    result = read_result(tmp_path)
     assert result.seconds_per_step == 9.0 and result.teacher_top1 is None
 
 
-def test_a_training_that_logs_no_accuracy(compare, tmp_path):
+def test_a_training_that_logs_no_accuracy(tmp_path):
     write_scalars(tmp_path, "run", step(1, 9.0), {"single-label/f1-score": 30.0, "step": 1})
     with pytest.raises(SettingError, match="`val_evaluator` to be one that logs accuracy/top1"):
-        compare.read_result(tmp_path)
+        read_result(tmp_path)
 
 
-def test_table_and_plot(compare, tmp_path):
+def test_table_and_plot(tmp_path):
     def runs(*values, teacher=97.5):
-        return [compare.Result([(2, 1.0), (4, top1)], time, teacher) for top1, time in values]
+        return [Result([(2, 1.0), (4, top1)], time, teacher) for top1, time in values]
 
     results = {
         "student": runs((90.0, 0.1), (94.0, 0.3), (92.0, 0.2), teacher=None),
         "kd": runs((95.0, 0.4), (95.0, 0.4), (95.0, 0.4)),
         "mskd+kd": runs((96.0, 0.5), (92.0, 0.7), (94.0, 0.9)),
     }
-    lines = compare.table(results).splitlines()
+    lines = table(results).splitlines()
     assert lines[2:6] == [
         "| teacher | 97.50 | | |",
         "| student | 92.00 ± 2.00 | 90.00, 94.00, 92.00 | 0.200 |",  # sqrt((4 + 4 + 0) / 2)
         "| kd | 95.00 ± 0.00 | 95.00, 95.00, 95.00 | 0.400 |",
         "| mskd+kd | 94.00 ± 2.00 | 96.00, 92.00, 94.00 | 0.700 |",
     ]
-    assert lines[-1].startswith("Seeds 0 to 2, last epoch")
+    assert lines[-1].startswith("Seeds 0 to 2, epoch 4, images of")
     single = {name: list_[:1] for name, list_ in results.items()}
-    assert "| mskd+kd | 96.00 | 96.00 | 0.500 |" in compare.table(single)
-    assert "teacher" not in compare.table({"student": results["student"]})
+    assert "| mskd+kd | 96.00 | 96.00 | 0.500 |" in table(single)
+    assert "teacher" not in table({"student": results["student"]})
+    results["kd"][2].curve[:] = [(2, 95.0)]  # of another logic, which ends early
+    assert table(results).splitlines()[-1].startswith("Seeds 0 to 2, epochs 2, 4, images of")
     many = {f"{name} {i}": list_ for name, list_ in results.items() for i in range(9)}
     for number, shown in enumerate((results, many, {"student": results["student"]})):
         path = tmp_path / f"{number}.png"
-        compare.plot(shown, "a pair", path)
+        plot(shown, "a pair", path)
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
@@ -108,10 +117,18 @@ def test_table_and_plot(compare, tmp_path):
         (["--jobs", "-1"], "`--jobs` to be a number above 0, but got -1"),
         (["--methods", "kd", "mskd", "kd"], "`--methods` to be each method once"),
         (["--methods", "kd", "mksd"], "`--method` to be .*'mksd'.*Did you mean 'mskd'"),
+        (["--methods", "student", "kd"], "`--teacher` to be given, which kd on this pair needs"),
         (["--teacher", "no/such.pth"], "`--teacher`.*no/such.pth"),
+        (["--teacher", str(toy.ROOT / "README.md")], "`teacher_ckpt`.*README.md"),
         (["--teacher", "no/such.py"], "`config` to be a config file.*no/such.py"),
-        (["--cfg-options", "optim_wrappr.x=1"], "`--cfg-options` to be keys of"),
-        (["--fresh"], "`--fresh` to be trainings of this tool"),
+        (["--teacher", STUDENT], "`--teacher` to be a config of the pair's teacher.*another"),
+        (["--teacher", TEACHER, "--cfg-options", "optim_wrappr.x=1"], "`--cfg-options`.*keys of"),
+        (
+            ["--teacher", TEACHER, "--cfg-options", "train_dataloader.dataset.data_root=no/such"],
+            "data_root.*a folder with the images.*no/such",
+        ),
+        (["--teacher", TEACHER], "`--work-dir` to be an empty or new folder, or one of this"),
+        (["--teacher", TEACHER, "--fresh"], "`--fresh` to be trainings of this tool"),
     ],
 )
 def test_what_no_training_would_take_is_refused_first(compare, tmp_path, options, message):
@@ -120,6 +137,41 @@ def test_what_no_training_would_take_is_refused_first(compare, tmp_path, options
     with pytest.raises(SettingError, match=message):
         compare.main([PAIR, "--work-dir", str(tmp_path), *options])
     assert list(tmp_path.iterdir()) == [kept]
+
+
+def save_teacher(path, seed):
+    torch.manual_seed(seed)
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        torch.save(MODELS.build(classifier("resnet20", 10)).state_dict(), path)
+    return path
+
+
+def test_trainings_of_two_recipes_are_not_mixed(compare, tmp_path):
+    def recipe(text, *options):
+        (tmp_path / "pair.py").write_text(f'_base_ = "{PAIR}"\n{text}\n')
+        return compare.check(compare.parse_args([str(tmp_path / "pair.py"), *options]))
+
+    folder, student = tmp_path / "runs", ("--methods", "student")
+    first = recipe("", *student)
+    compare.check_recipe(folder, first)
+    with pytest.raises(SettingError, match="`the settings of the config` to be that of the train"):
+        compare.check_recipe(folder, recipe("train_cfg = dict(max_epochs=9)", *student))
+    with pytest.raises(SettingError, match="`--fast` to be that of the trainings .*False.*True"):
+        compare.check_recipe(folder, recipe("", *student, "--fast"))
+    # The student's trainings know nothing of a teacher, which may come later.
+    weights = save_teacher(tmp_path / "teacher.pth", seed=1)
+    compare.check_recipe(folder, recipe("", "--teacher", str(weights)))
+    compare.check_recipe(folder, recipe("", "--teacher", str(weights)))
+    save_teacher(weights, seed=2)
+    with pytest.raises(SettingError, match="`the file of --teacher` to be that of the trainings"):
+        compare.check_recipe(folder, recipe("", "--teacher", str(weights)))
+    with pytest.raises(SettingError, match="`--teacher` to be that of the trainings"):
+        compare.check_recipe(folder, first)
+
+
+def test_the_time_left_of_days(compare):
+    line = "INFO - Epoch(train)   [3][600/782]  lr: 5e-02  eta: 1 day, 2:03:04  time: 0.1"
+    assert compare.EPOCH_LINE.search(line).groups() == ("3", "600", "782", "1 day, 2:03:04")
 
 
 def test_gpus_are_taken_in_turn(compare, monkeypatch):
@@ -172,13 +224,15 @@ def test_from_an_interrupted_teacher_to_the_table(compare, tmp_path, capsys, mon
             raise KeyboardInterrupt
         run_epoch(loop)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(EpochBasedTrainLoop, "run_epoch", interrupted)
-        call("train", TEACHER, "--amp", "--work-dir", tmp_path / "teacher", "--seed", "0")
-
     def use(popen):
         names = dict(PIPE=subprocess.PIPE, STDOUT=subprocess.STDOUT)
         monkeypatch.setattr(compare, "subprocess", SimpleNamespace(Popen=popen, **names))
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(EpochBasedTrainLoop, "run_epoch", interrupted)
+        use(InThisProcess)
+        compare.main([*arguments, *options])
+    forget_runs()
 
     def popen(command, popen=subprocess.Popen, **settings):
         kind = popen if TEACHER in command else InThisProcess
@@ -230,8 +284,6 @@ def test_from_an_interrupted_teacher_to_the_table(compare, tmp_path, capsys, mon
         SettingError, match="`--cfg-options` to be that of the trainings in .*--fresh"
     ):
         compare.main(arguments)
-    with pytest.raises(SettingError, match="`--amp` to be that of the trainings in .*True"):
-        compare.main([*[a for a in arguments if a != "--amp"], *options])
 
     def refuse(*_, **__):
         raise AssertionError("begins anew")
@@ -266,14 +318,72 @@ def test_a_training_that_fails_says_why_and_lets_the_others_finish(
 def test_an_interruption_starts_no_other_training(compare, tmp_path, monkeypatch):
     started = []
 
-    def interrupted(arguments, work_dir, *_):
+    def train(arguments, work_dir, *_):
         started.append(work_dir.name)
-        if len(started) == 1:
-            raise KeyboardInterrupt
         time.sleep(0.05)
+        raise SystemExit("a training that failed before")
 
-    monkeypatch.setattr(compare, "train", interrupted)
-    arguments = [PAIR, "--work-dir", str(tmp_path), "--methods", "student", "--seeds", "40"]
+    def wait(futures):
+        time.sleep(0.15)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare, "train", train)
+    monkeypatch.setattr(compare, "wait", wait)
+    arguments = [PAIR, "--work-dir", str(tmp_path), "--methods", "student", "--seeds", "100"]
     with pytest.raises(KeyboardInterrupt):
         compare.main([*arguments, "--jobs", "1"])
-    assert started[0] == "student_seed0" and len(started) < 10
+    count = len(started)
+    time.sleep(0.2)
+    assert started[0] == "student_seed0" and len(started) == count < 50
+
+
+TOOL = """
+import pathlib, sys
+sys.path.insert(0, {tests!r})
+import toy
+tool = toy.tool("compare")
+tool.ROOT = pathlib.Path({folder!r})
+tool.check = lambda args: dict(config=args.config)
+tool.signal.signal(tool.signal.SIGTERM, tool.signal.default_int_handler)
+tool.main(["pair.py", "--work-dir", {folder!r} + "/runs", "--jobs", "2", "--teacher", {teacher!r}])
+"""
+ENDLESS = """
+import itertools, os, pathlib, sys, time
+for step in itertools.count():
+    pathlib.Path(__file__).with_name(f"{os.getpid()}.step").write_text(str(step))
+    print(step, flush=True)
+    time.sleep(0.05)
+"""
+
+
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("teacher, count", [("weights.pth", 2), ("config.py", 1)])
+def test_a_signal_ends_the_trainings_too(tmp_path, stop, teacher, count):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "train.py").write_text(ENDLESS)
+    tests = str(Path(__file__).parent)
+    script = TOOL.format(tests=tests, folder=str(tmp_path), teacher=teacher)
+
+    def steps():
+        return {file.stem: file.read_text() for file in tmp_path.glob("tools/*.step")}
+
+    # A session of its own: only the tool gets the signal.
+    tool = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    try:
+        for _ in range(600):
+            if len(steps()) == count:
+                break
+            time.sleep(0.1)
+        tool.send_signal(stop)
+        assert tool.wait(timeout=60) != 0
+        last = steps()
+        time.sleep(0.5)
+        assert len(last) == count and steps() == last
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(tool.pid, signal.SIGKILL)

@@ -11,76 +11,54 @@ that methods and seeds can be added; interrupted ones are resumed.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import re
 import shutil
-import statistics
+import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from queue import SimpleQueue
 
 import torch
+from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 
-from mskd_plugin.checkpoints.weights import check_source
 from mskd_plugin.cli import run_tool
+from mskd_plugin.comparison import Result, plot, read_result, table
 from mskd_plugin.errors import SettingError
-from mskd_plugin.launch import CONFIG_SUFFIXES, add_common_options, add_switches, load_config
+from mskd_plugin.launch import (
+    CONFIG_SUFFIXES,
+    add_common_options,
+    add_switches,
+    build_datasets,
+    is_distillation,
+    load_config,
+    set_teacher,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 SWITCHES = ("amp", "fast", "in_memory")
 RECIPE = "recipe.json"
-EPOCH_LINE = re.compile(r"Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (\S+)")
-
-
-@dataclass
-class Result:
-    """What a training's log says."""
-
-    curve: list[tuple[int, float]]  # (epoch, top-1 in percent) of each validation
-    seconds_per_step: float
-    teacher_top1: float | None = None  # of a distillation, which logs it before the training
-
-    @property
-    def top1(self) -> float:
-        """Top-1 of the last epoch, in percent."""
-        return self.curve[-1][1]
-
-
-def read_result(work_dir: Path) -> Result:
-    """Read validations and step times from a work folder's scalars, resumed parts included.
-
-    Raises:
-        SettingError: If no validation of the training logs top-1.
-    """
-    curve: dict[int, float] = {}
-    times: list[tuple[int, float]] = []
-    teacher_top1 = None
-    for file in sorted(work_dir.glob("*/vis_data/scalars.json")):
-        for line in file.read_text().splitlines():
-            entry = json.loads(line)
-            teacher_top1 = entry.get("teacher/accuracy/top1", teacher_top1)
-            if "accuracy/top1" in entry:
-                curve[entry["step"]] = entry["accuracy/top1"]
-            elif "loss" in entry:
-                times.append((entry["epoch"], entry["time"]))
-    if not curve:
-        raise SettingError(
-            "val_evaluator", "one that logs accuracy/top1", f"none of it in {work_dir}"
-        )
-    # The first epoch warms up; where there is no other, better its times than none.
-    later = [time for epoch, time in times if epoch > 1] or [time for _, time in times]
-    return Result(sorted(curve.items()), statistics.median(later), teacher_top1)
+EPOCH_LINE = re.compile(r"Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (.+?)  ")
 
 
 def train(
-    arguments: list[str], work_dir: Path, seed: int, label: str, environment: dict[str, str]
+    arguments: list[str],
+    work_dir: Path,
+    seed: int,
+    label: str,
+    environment: dict[str, str],
+    running: set[subprocess.Popen],
 ) -> Result:
-    """Run one training, or reuse it if it has finished, and show its progress."""
+    """Run one training, or reuse it if it has finished, and show its progress.
+
+    Its process is in ``running`` while it runs; who takes it out and ends it gets no error of it.
+    """
     finished = work_dir / "finished"
     if finished.exists():
         print(f"{label:>22}: reusing the finished training in {work_dir}", flush=True)
@@ -100,12 +78,20 @@ def train(
         env={**os.environ, **environment},
     ) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            tail = [*tail, line][-30:]
-            match = EPOCH_LINE.search(line)
-            if match and int(match[1]) > shown and int(match[2]) * 2 > int(match[3]):
-                shown = int(match[1])
-                print(f"{label:>22}: epoch {shown}, {match[4]} left", flush=True)
+        running.add(process)
+        try:
+            for line in process.stdout:
+                tail = [*tail, line][-30:]
+                match = EPOCH_LINE.search(line)
+                if match and int(match[1]) > shown and int(match[2]) * 2 > int(match[3]):
+                    shown = int(match[1])
+                    print(f"{label:>22}: epoch {shown}, {match[4]} left", flush=True)
+        except KeyboardInterrupt:
+            process.terminate()  # a signal to this process alone
+            raise
+    if process not in running:
+        raise KeyboardInterrupt
+    running.discard(process)
     if process.returncode:
         errors = [line for line in tail if line.startswith("error: ")]
         sys.stderr.writelines(errors or tail)
@@ -119,81 +105,29 @@ def train(
 def check_recipe(work_dir: Path, recipe: dict[str, object]) -> None:
     """Refuse to mix trainings of different recipes in one table.
 
+    A setting that was left open, None, may be made later.
+
     Raises:
-        SettingError: If the trainings in ``work_dir`` had other settings.
+        SettingError: If the trainings in ``work_dir`` had other settings, or it holds other things.
     """
     note = work_dir / RECIPE
+    if not note.exists() and work_dir.exists() and any(work_dir.iterdir()):
+        raise SettingError(
+            "--work-dir", "an empty or new folder, or one of this tool", f"{work_dir}/"
+        )
     for name, noted in json.loads(note.read_text()).items() if note.exists() else ():
-        if noted != recipe[name]:
+        if noted is not None and noted != recipe[name]:
+            before, now = (
+                "none" if value in (None, []) else value for value in (noted, recipe[name])
+            )
             raise SettingError(
                 name,
-                f"that of the trainings in {work_dir}, {noted or 'none'}",
-                recipe[name] or "none",
+                f"that of the trainings in {work_dir}, {before}",
+                now,
                 "--fresh forgets those trainings, --work-dir leaves them where they are.",
             )
     work_dir.mkdir(parents=True, exist_ok=True)
     note.write_text(json.dumps(recipe, indent=2) + "\n")
-
-
-def table(results: dict[str, list[Result]]) -> str:
-    """Return the results as a Markdown table."""
-    lines = [
-        "| method | top-1, mean ± deviation (%) | each seed | seconds per step |",
-        "| --- | --- | --- | --- |",
-    ]
-    if (teacher := teacher_top1(results)) is not None:
-        lines.append(f"| teacher | {teacher:.2f} | | |")
-    for name, runs in results.items():
-        top1 = [run.top1 for run in runs]
-        deviation = f" ± {statistics.stdev(top1):.2f}" if len(top1) > 1 else ""
-        each = ", ".join(f"{value:.2f}" for value in top1)
-        step = statistics.median(run.seconds_per_step for run in runs)
-        lines.append(f"| {name} | {statistics.mean(top1):.2f}{deviation} | {each} | {step:.3f} |")
-    seeds = len(next(iter(results.values())))
-    lines += ["", f"Seeds 0 to {seeds - 1}, last epoch, images of the validation data loader."]
-    return "\n".join(lines)
-
-
-def teacher_top1(results: dict[str, list[Result]]) -> float | None:
-    """Return the teacher's top-1; None if no method has a teacher."""
-    logged = (run.teacher_top1 for runs in results.values() for run in runs)
-    return next((top1 for top1 in logged if top1 is not None), None)
-
-
-def plot(results: dict[str, list[Result]], title: str, path: Path) -> None:
-    """Draw the learning curves and the last epoch's accuracies."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    width = max(5.0, 0.5 * len(results))
-    figure, (curves, last) = plt.subplots(1, 2, figsize=(5 + width, 4), width_ratios=(5, width))
-    for index, (name, runs) in enumerate(results.items()):
-        color = f"C{index % 10}"
-        style = ("-", ":", "-.")[index // 10 % 3]
-        epochs = [epoch for epoch, _ in runs[0].curve]
-        values = list(zip(*[[top1 for _, top1 in run.curve] for run in runs]))
-        means = [statistics.mean(v) for v in values]
-        curves.plot(epochs, means, color=color, linestyle=style, label=name)
-        curves.fill_between(
-            epochs, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.2
-        )
-        top1 = [run.top1 for run in runs]
-        last.scatter([index] * len(top1), top1, color=color, alpha=0.6)
-        last.hlines(statistics.mean(top1), index - 0.25, index + 0.25, color=color)
-    for axis in (curves, last):
-        if (teacher := teacher_top1(results)) is not None:
-            axis.axhline(teacher, color="grey", linestyle="--", label="teacher")
-        axis.set_ylabel("top-1 (%)")
-    curves.set_xlabel("epoch")
-    curves.set_title("Mean and range over seeds")
-    curves.legend(fontsize="small" if len(results) > 6 else None)
-    last.set_xticks(range(len(results)), list(results), rotation=60 if len(results) > 6 else 0)
-    last.set_title("Last epoch, each seed and the mean")
-    figure.suptitle(title)
-    figure.tight_layout()
-    figure.savefig(path, dpi=120)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -252,8 +186,11 @@ def is_config(teacher: str | None) -> bool:
     return teacher is not None and teacher.endswith(CONFIG_SUFFIXES)
 
 
-def check(args: argparse.Namespace) -> None:
-    """Read every config as its training will, before any of them starts.
+def check(args: argparse.Namespace) -> dict[str, object]:
+    """Read every config, build its model and its data as the training will, before any starts.
+
+    Returns:
+        What all trainings have in common, by the names of the settings.
 
     Raises:
         SettingError: If a setting is out of range, or a training would refuse one.
@@ -263,16 +200,62 @@ def check(args: argparse.Namespace) -> None:
             raise SettingError(f"--{name}", "a number above 0", getattr(args, name))
     if len({*args.methods}) < len(args.methods):
         raise SettingError("--methods", "each method once", " ".join(args.methods))
-    trainings = [[args.config, "--method", method] for method in args.methods]
-    if is_config(args.teacher):
-        trainings.append([args.teacher])
-    elif args.teacher is not None:
-        check_source(args.teacher, "--teacher")
     parser = argparse.ArgumentParser("compare.py")
     add_common_options(parser)
     add_switches(parser)
-    for training in trainings:
-        load_config(parser.parse_args([*training, *shared_options(args)]))
+
+    def read(*arguments: str, **settings: bool) -> Config:
+        given = parser.parse_args([*arguments, *shared_options(args)])
+        cfg = load_config(argparse.Namespace(**{**vars(given), **settings}))
+        init_default_scope(cfg.get("default_scope", "mmengine"))
+        return cfg
+
+    pair = read(args.config, "--method", "student")
+    weights = args.teacher
+    if is_config(args.teacher):
+        teacher = read(args.teacher)
+        expected = read(args.config, "--method", "teacher").model
+        if shapes(teacher.model) != shapes(expected):
+            raise SettingError(
+                "--teacher",
+                f"a config of the pair's teacher, {args.config} with --method teacher",
+                f"another network in {args.teacher}",
+            )
+    of_methods = {method: read(args.config, "--method", method) for method in args.methods}
+    for method, cfg in of_methods.items():
+        if is_distillation(cfg.model):
+            if args.teacher is not None and not is_config(args.teacher):
+                set_teacher(cfg, args.teacher)
+            weights = weights or cfg.model.teacher_ckpt
+            if weights is None:
+                raise SettingError("--teacher", f"given, which {method} on this pair needs", None)
+        MODELS.build(cfg.model)  # with the teacher's weights, which may not fit
+    # Of trainings side by side each would download them.
+    build_datasets(read(args.config, "--method", "student", in_memory=False))
+    switches = {f"--{name.replace('_', '-')}": getattr(args, name) for name in SWITCHES}
+    return {
+        "config": args.config,
+        "--teacher": weights,
+        **switches,
+        "--cfg-options": args.cfg_options,
+        "the file of --teacher": digest_of_file(weights),
+        "the settings of the config": digest(repr(pair.to_dict()).encode()),
+    }
+
+
+def shapes(model: dict) -> dict[str, torch.Size]:
+    """Return the shapes of a network's weights."""
+    return {name: value.shape for name, value in MODELS.build(model).state_dict().items()}
+
+
+def digest(content: bytes) -> str:
+    """Return what tells contents apart."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def digest_of_file(source: str | None) -> str | None:
+    """Return the digest of a local file; None for an address, or a training to come."""
+    return digest(Path(source).read_bytes()) if source and Path(source).is_file() else None
 
 
 def forget(work_dir: Path) -> None:
@@ -283,7 +266,8 @@ def forget(work_dir: Path) -> None:
     """
     if work_dir.exists() and not (work_dir / RECIPE).exists():
         raise SettingError("--fresh", f"trainings of this tool, with {RECIPE}", f"{work_dir}/")
-    shutil.rmtree(work_dir, ignore_errors=True)
+    if work_dir.exists():
+        shutil.rmtree(work_dir)
 
 
 def environments(jobs: int) -> SimpleQueue[dict[str, str]]:
@@ -301,19 +285,18 @@ def main(argv: list[str] | None = None) -> None:
     """Train all, then print the table and draw the plot."""
     args = parse_args(argv)
     start = time.time()
-    check(args)
+    recipe = check(args)
     work_dir = args.work_dir or Path("work_dirs") / f"compare_{Path(args.config).stem}"
     if args.fresh:
         forget(work_dir)
-    recipe = {f"--{name.replace('_', '-')}": getattr(args, name) for name in SWITCHES}
-    recipe |= {"config": args.config, "--teacher": args.teacher, "--cfg-options": args.cfg_options}
     check_recipe(work_dir, recipe)
     options = shared_options(args)
+    running: set[subprocess.Popen] = set()
     teacher = args.teacher
     if is_config(teacher):
         print("The teacher")
         folder, environment = work_dir / "teacher", {"OMP_NUM_THREADS": str(args.jobs)}
-        train([teacher, *options], folder, 0, "teacher", environment)
+        train([teacher, *options], folder, 0, "teacher", environment, running)
         teacher = (folder / "last_checkpoint").read_text().strip()
     free = environments(args.jobs)
 
@@ -325,7 +308,7 @@ def main(argv: list[str] | None = None) -> None:
         environment = free.get()
         try:
             folder = work_dir / f"{method}_seed{seed}"
-            return train(arguments, folder, seed, f"{method}, seed {seed}", environment)
+            return train(arguments, folder, seed, f"{method}, seed {seed}", environment, running)
         finally:
             free.put(environment)
 
@@ -334,10 +317,16 @@ def main(argv: list[str] | None = None) -> None:
     with ThreadPoolExecutor(args.jobs) as pool:
         futures = {job: pool.submit(run, job) for job in jobs}
         try:
-            runs = {job: future.result() for job, future in futures.items()}
-        except KeyboardInterrupt:  # a training that fails lets the others finish, this does not
-            pool.shutdown(cancel_futures=True)
+            wait(futures.values())  # a training that fails lets the others finish
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            while not all(future.done() for future in futures.values()):
+                for process in tuple(running):
+                    running.discard(process)
+                    process.terminate()
+                time.sleep(0.1)
             raise
+        runs = {job: future.result() for job, future in futures.items()}
     results = {name: [runs[seed, name] for seed in range(args.seeds)] for name in args.methods}
 
     text = table(results)
@@ -350,4 +339,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # which ends the trainings, too
     run_tool(main)
