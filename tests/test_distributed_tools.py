@@ -86,8 +86,8 @@ def test_two_processes_test_as_one_does(two_processes):
 @pytest.mark.parametrize(
     "gpus, env, expected",
     [
-        (4, {}, ["--gres=gpu:4", "--ntasks=4", "--ntasks-per-node=4", "--cpus-per-task=8"]),
-        (16, {}, ["--gres=gpu:8", "--ntasks=16", "--ntasks-per-node=8", "--cpus-per-task=8"]),
+        (4, {}, ["--gres=gpu:4", "--ntasks=4", "--ntasks-per-node=4", "--cpus-per-task=14"]),
+        (16, {}, ["--gres=gpu:8", "--ntasks=16", "--ntasks-per-node=8", "--cpus-per-task=14"]),
         (
             4,
             dict(GPUS_PER_NODE="2", CPUS_PER_TASK="3", SRUN_ARGS="--quotatype=auto -x bad-node"),

@@ -9,9 +9,9 @@ usage: tools/dist_train.sh CONFIG GPUS [options of tools/train.py]
 Starts GPUS processes on this machine, one per GPU; without a GPU they run on the CPU (gloo).
 Several nodes: run it on each with NNODES, NODE_RANK, MASTER_ADDR and MASTER_PORT set.
 
-example: tools/dist_train.sh configs/mskd_r34_r18_imagenet.py 8 --amp
+example: tools/dist_train.sh configs/mskd_r34_r18_imagenet.py 8 --amp --cfg-options train_dataloader.batch_size=32
 example: NNODES=2 NODE_RANK=0 MASTER_ADDR=10.0.0.1 MASTER_PORT=29500 \
-         tools/dist_train.sh configs/mskd_r34_r18_imagenet.py 8 --amp
+         tools/dist_train.sh configs/mskd_r34_r18_imagenet.py 8 --amp --cfg-options train_dataloader.batch_size=16
 END
 }
 
