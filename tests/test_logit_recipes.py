@@ -108,6 +108,13 @@ def test_sdd_inherits_what_the_pair_states_for_kd_and_dkd():
     assert (of_dkd["temperature"], of_dkd["beta"], of_dkd["alpha"]) == (1.0, 3.0, 1.0)
     assert recipes.sdd_dkd(pair)["loss_warmup"] == {"loss_sdd_dkd": 1}
     assert "loss_warmup" not in recipes.sdd_dkd(pair, warmup=0)
+    of_nkd = loss_cfg("sdd_nkd", pair)  # of DKD's settings those of its name, of SD-DKD's none
+    assert (of_nkd["temperature"], of_nkd["gamma"]) == (1.0, 2.0)
+    assert recipes.sdd_nkd(pair)["loss_warmup"] == {"loss_sdd_nkd": 1}
+    given = recipes.sdd_nkd(pair, temperature=2.0, gamma=3.0, loss_weight=0.5, warmup=0)
+    assert "loss_warmup" not in given
+    loss = given["distill_losses"]["loss_sdd_nkd"]
+    assert (loss["temperature"], loss["gamma"], loss["loss_weight"]) == (2.0, 3.0, 0.5)
 
 
 def test_sdd_takes_the_scales_that_both_last_maps_have():

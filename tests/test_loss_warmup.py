@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toy
+from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
 from mmengine.model import MMDistributedDataParallel
 from mmrazor.registry import MODELS
@@ -15,7 +16,7 @@ from mmrazor.registry import MODELS
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import LossWarmupHook
 from mskd_plugin.launch import build_runner
-from mskd_plugin.recipes import distill, kd, mskd
+from mskd_plugin.recipes import distill, dkd, ft, kd, mskd, two_phases
 
 LOSS = "loss_mskd_stage3"
 
@@ -39,6 +40,8 @@ class Seen(Hook):
         module.forward = noted
 
     def after_train_iter(self, runner, batch_idx, data_batch=None, outputs=None):
+        if f"distill.{self.loss}" not in outputs:  # of the other phase
+            return
         ratio = outputs[f"distill.{self.loss}"] / self.plain
         logged = runner.message_hub.get_scalar(
             f"train/warmup/{self.loss.removeprefix('loss_')}"
@@ -83,6 +86,34 @@ def test_a_resumed_run_goes_on_with_the_next_epochs_factor(tmp_path):
     _, steps = train(cfg)
     assert [(epoch, logged) for epoch, _, logged in steps] == [(1, 0.5)] * 3
     assert all(ratio == pytest.approx(0.5, rel=1e-6) for _, ratio, _ in steps)
+
+
+def test_a_loss_of_phase_2_warms_up_from_the_end_of_phase_1(tmp_path):
+    methods = ft(base(), init_epochs=2), dkd(base(), warmup=2)
+    model = distill(base(), *methods)
+    model["loss_warmup"]["loss_ft_paraphraser"] = 4
+    model["teacher_ckpt"] = str(tmp_path / "teacher.pth")
+    torch.save(MODELS.build(model["teacher"]).state_dict(), model["teacher_ckpt"])
+
+    def factors(folder, **settings):
+        cfg = config(tmp_path / folder, epochs=3, model=ConfigDict(model))
+        cfg.default_hooks.checkpoint.max_keep_ckpts = -1
+        cfg.update({**two_phases(cfg, *methods), **settings})
+        runner = build_runner(cfg)
+        seen = Seen("loss_ft_paraphraser"), Seen("loss_dkd")
+        for hook in seen:
+            runner.register_hook(hook)
+        runner.train()
+        for hook in seen:
+            for _, ratio, logged in hook.steps:
+                assert ratio == pytest.approx(logged, rel=1e-6)
+        history, _ = runner.message_hub.get_scalar("train/warmup/dkd").data
+        assert set(history) <= {0.0, 0.5, 1.0}  # 0 in phase 1, which does not compute it
+        return [{epoch: logged for epoch, _, logged in hook.steps} for hook in seen]
+
+    assert factors("whole") == [{0: 0.25, 1: 0.5}, {2: 0.5, 3: 1.0, 4: 1.0}]
+    last = str(tmp_path / "whole" / "epoch_3.pth")
+    assert factors("resumed", resume=True, load_from=last) == [{}, {3: 1.0, 4: 1.0}]
 
 
 def test_the_hook_may_state_it_for_mmrazors_own_classes(tmp_path):

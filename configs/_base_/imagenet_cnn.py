@@ -4,9 +4,8 @@ _base_ = [
     "datasets/imagenet.py",
     "schedules/imagenet_100e_warmup.py",
     "default_runtime.py",
-    "heterogeneous.py",
+    "heterogeneous_imagenet.py",
     "imagenet_teachers.py",
 ]
 
-pair = dict(num_classes=1000)
 train_dataloader = dict(batch_size=64)

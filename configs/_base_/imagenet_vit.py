@@ -7,11 +7,9 @@ _base_ = [
     "datasets/imagenet_mixed.py",
     "schedules/imagenet_300e_adamw.py",
     "default_runtime.py",
-    "heterogeneous.py",
+    "heterogeneous_imagenet.py",
     "imagenet_teachers.py",
 ]
-
-pair = dict(num_classes=1000)
 
 custom_hooks = [
     *_base_.custom_hooks,

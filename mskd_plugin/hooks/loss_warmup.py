@@ -14,12 +14,16 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from mskd_plugin.algorithms.loss_warmup import check_losses_exist, check_warmup
+from mskd_plugin.algorithms.two_phase_distill import TwoPhaseDistill
 from mskd_plugin.errors import SettingError
 
 
 @HOOKS.register_module()
 class LossWarmupHook(Hook):
     r"""Scale distillation losses by :math:`\min(e / E, 1)` in epoch e, counted from 1.
+
+    For a loss that a :class:`mskd_plugin.algorithms.TwoPhaseDistill` computes in phase 2, e counts
+    from the end of phase 1; until then the factor is 0.
 
     What to scale is stated here, by the algorithm (``FrozenTeacherDistill(loss_warmup=...)``, which
     is how a method asks for it), or by both. The factor is applied to what the loss returns, so
@@ -48,6 +52,7 @@ class LossWarmupHook(Hook):
         self.losses = check_warmup("losses", losses)
         self.factors: dict[str, float] = {}
         self._warmup: dict[str, float] = {}
+        self._begins: dict[str, int] = {}
         self._scales: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
 
@@ -69,12 +74,14 @@ class LossWarmupHook(Hook):
         modules = getattr(getattr(model, "distiller", None), "distill_losses", {})
         check_losses_exist("losses", self._warmup, modules)
         for name in self._warmup:
-            self._follow(name, modules[name])
+            late = isinstance(model, TwoPhaseDistill) and name not in model.init_losses
+            self._follow(name, modules[name], model.init_epochs if late else 0)
 
     def before_train_epoch(self, runner: Runner) -> None:
         """Set the factors of the epoch."""
         for name, epochs in self._warmup.items():
-            self.factors[name] = min((runner.epoch + 1) / epochs, 1.0)
+            passed = runner.epoch + 1 - self._begins[name]
+            self.factors[name] = min(max(passed, 0) / epochs, 1.0)
             self._scales[name].fill_(self.factors[name])
 
     def before_train_iter(
@@ -99,7 +106,7 @@ class LossWarmupHook(Hook):
                 )
         return {**asked, **self.losses}
 
-    def _follow(self, name: str, loss: nn.Module) -> None:
+    def _follow(self, name: str, loss: nn.Module, begin: int = 0) -> None:
         def scale(_: nn.Module, __: tuple, output: Any) -> Any:
             factor = self._scales[name]
             if isinstance(output, (list, tuple)):
@@ -108,10 +115,12 @@ class LossWarmupHook(Hook):
 
         self._handles.append(loss.register_forward_hook(scale))
         self.factors[name] = 1.0
+        self._begins[name] = begin
         # A number would be a constant of a compiled loss, to be compiled anew in each epoch.
         self._scales[name] = torch.ones(())
 
     def _release(self) -> None:
         for handle in self._handles:
             handle.remove()
-        self._handles, self._warmup, self.factors, self._scales = [], {}, {}, {}
+        self._handles, self._warmup, self.factors = [], {}, {}
+        self._begins, self._scales = {}, {}

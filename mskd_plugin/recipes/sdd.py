@@ -84,14 +84,6 @@ def sdd_dkd(
         SettingError: If a last map is smaller than the largest scale, or its average is not what
             the classifier reads.
     """
-    inherited = {
-        "temperature": 4.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "loss_weight": 1.0,
-        "warmup": 20,
-        **pair_settings(base, "dkd"),
-    }
     given = {
         "temperature": temperature,
         "alpha": alpha,
@@ -99,7 +91,7 @@ def sdd_dkd(
         "loss_weight": loss_weight,
         "warmup": warmup,
     }
-    settings = _inherit(inherited, given)
+    settings = _inherit(_of_dkd(base), given)
     epochs = settings.pop("warmup")
     parts = _sdd(base, "dkd", scales, complementary_weight=complementary_weight, **settings)
     return warmed_up(parts, epochs)
@@ -110,30 +102,47 @@ def sdd_nkd(
     base: dict,
     *,
     scales: Sequence[int] | None = None,
-    temperature: float = 4.0,
-    gamma: float = 8.0,
+    temperature: float | None = None,
+    gamma: float | None = None,
     complementary_weight: float = 2.0,
     loss_weight: float = 1.0,
-    warmup: float = 20,
+    warmup: float | None = None,
 ) -> dict[str, Any]:
-    """Apply NKD to the regions of the last map.
+    """Apply NKD to the regions of the last map, with DKD's settings, as the published code does.
 
     Args:
         base: Config with the ``pair``.
         scales: As of :func:`sdd_kd`.
-        temperature: 4 on CIFAR-100, 1 on ImageNet.
-        gamma: Weight of the other classes' term: 8 on CIFAR-100, 0.5 or 2 on ImageNet.
+        temperature: Default of this, ``gamma`` and ``warmup``: what the pair states for ``dkd``,
+            else the default of :func:`dkd`.
+        gamma: Weight of the other classes' term, DKD's ``beta``.
         complementary_weight: As of :func:`sdd_kd`.
         loss_weight: Weight of the method.
-        warmup: Epochs over which the loss grows to its weight: 20 on CIFAR-100, 1 on ImageNet.
+        warmup: Epochs over which the loss grows to its weight.
 
     Raises:
         SettingError: If a last map is smaller than the largest scale, or its average is not what
             the classifier reads.
     """
-    settings = {"temperature": temperature, "gamma": gamma, "loss_weight": loss_weight}
-    parts = _sdd(base, "nkd", scales, complementary_weight=complementary_weight, **settings)
-    return warmed_up(parts, warmup)
+    inherited = _of_dkd(base)
+    inherited["gamma"] = inherited["beta"]
+    settings = _inherit(inherited, {"temperature": temperature, "gamma": gamma, "warmup": warmup})
+    epochs = settings.pop("warmup")
+    settings.update(complementary_weight=complementary_weight, loss_weight=loss_weight)
+    parts = _sdd(base, "nkd", scales, **settings)
+    return warmed_up(parts, epochs)
+
+
+def _of_dkd(base: dict) -> dict[str, Any]:
+    """Return the settings of DKD for the pair."""
+    return {
+        "temperature": 4.0,
+        "alpha": 1.0,
+        "beta": 8.0,
+        "loss_weight": 1.0,
+        "warmup": 20,
+        **pair_settings(base, "dkd"),
+    }
 
 
 def _inherit(inherited: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:

@@ -9,5 +9,6 @@ pair = dict(
     settings=dict(
         sdd_kd=dict(scales=(1, 2)),
         sdd_dkd=dict(scales=(1, 2)),
+        sdd_nkd=dict(scales=(1, 2)),
     ),
 )

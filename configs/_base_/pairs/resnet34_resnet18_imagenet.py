@@ -13,11 +13,10 @@ pair = dict(
         dkd=dict(temperature=1.0, beta=0.5, warmup=1),
         nkd=dict(warmup=1),
         dist=dict(temperature=1.0),
-        crd=dict(embedding_channels=512),
         reviewkd=dict(loss_weight=1.0, warmup=1, student_preact=True),
         sdd_kd=dict(scales=(1, 2)),
         sdd_dkd=dict(scales=(1, 2)),
-        sdd_nkd=dict(scales=(1, 2), temperature=1.0, gamma=0.5, warmup=1),
+        sdd_nkd=dict(scales=(1, 2)),
         wsld=dict(temperature=2.0, loss_weight=2.5),
     ),
 )

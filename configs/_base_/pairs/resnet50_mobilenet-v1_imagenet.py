@@ -16,10 +16,8 @@ pair = dict(
         dkd=dict(temperature=1.0, beta=2.0, warmup=1),
         nkd=dict(warmup=1),
         dist=dict(temperature=1.0),
-        crd=dict(embedding_channels=1024),
         ofd=dict(loss_weight=1e-4),
         reviewkd=dict(loss_weight=8.0, warmup=1, student_preact=True, max_mid_channels=256),
-        sdd_nkd=dict(temperature=1.0, gamma=2.0, warmup=1),
         wsld=dict(temperature=2.0, loss_weight=2.5),
     ),
 )

@@ -11,5 +11,6 @@ pair = dict(
         ft=dict(init_lr=0.05),
         sdd_kd=dict(scales=(1, 2)),
         sdd_dkd=dict(scales=(1, 2)),
+        sdd_nkd=dict(scales=(1, 2)),
     ),
 )
