@@ -29,17 +29,20 @@ def run_tool(main: Callable[[], object]) -> None:
     except SettingError as error:
         sys.stderr.write(f"error: {error}\n")
         status = 2
-    _leave_process_group()  # not above, where the error's frames hold the models
+    _leave_process_group(failed=status > 0)  # not above, where the error's frames hold the models
     if status:
         raise SystemExit(status)
 
 
-def _leave_process_group() -> None:
+def _leave_process_group(failed: bool) -> None:
     """End communication while Python still runs.
 
     A thread of gloo that is late to release a tensor would else abort the process as it exits. The
-    threads end with the last reference to the process group, which models hold, too.
+    threads end with the last reference to the process group, which models hold, too. NCCL would
+    wait for the other processes, which after an error of this one alone wait for it.
     """
-    if dist.is_available() and dist.is_initialized():
+    if not dist.is_available() or not dist.is_initialized():
+        return
+    if not failed or dist.get_backend() == "gloo":
         gc.collect()
         dist.destroy_process_group()

@@ -67,8 +67,22 @@ def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
     """
     for parameter, state in optimizer.state.items():
         for name, value in state.items():
-            if isinstance(value, Tensor) and value.dim() and value.shape == parameter.shape:
+            if not isinstance(value, Tensor) or value.shape != parameter.shape:
+                continue
+            if value.stride() != parameter.stride():
                 state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
+def keep_kernels(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
+    """Put an optimizer's own choice of kernels into a state dict that it is to load.
+
+    torch keeps the choice, ``fused`` and ``foreach``, among the settings of a group, so that a
+    checkpoint brings that of the training which wrote it.
+    """
+    for group in state_dict["param_groups"]:
+        for name in ("fused", "foreach"):
+            if name in optimizer.defaults:
+                group[name] = optimizer.defaults[name]
 
 
 def check_compile(setting: str, options: bool | Mapping[str, Any]) -> dict[str, Any] | None:

@@ -17,9 +17,10 @@ from mmengine.hooks import Hook
 from mmengine.runner import load_checkpoint
 from mmpretrain.datasets import CIFAR100
 from mmpretrain.registry import DATASETS
+from mmrazor.engine.hooks import StopDistillHook
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.preflight import check_data_roots
+from mskd_plugin.hooks.preflight import check_data_roots, check_stop
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.teacher_identity import weights_digest
 from mskd_plugin.launch import build_runner
@@ -146,6 +147,36 @@ def test_preflight_changes_nothing(tmp_path):
     assert results[0][0] == results[1][0]
     for name, value in results[0][1].items():
         assert torch.equal(value, results[1][1][name]), name
+
+
+def test_preflight_compares_the_starts_of_the_processes(tmp_path, monkeypatch):
+    starts = lambda own: [own, (1, 3)]  # noqa: E731
+    monkeypatch.setattr("mskd_plugin.hooks.preflight.all_gather_object", starts)
+    fails(toy.runner_config(tmp_path), r"--work-dir.*all nodes share.*\[\(0, 0\), \(1, 3\)\]")
+
+
+@pytest.mark.parametrize("unused", [False, True, None])
+def test_preflight_wants_unused_parameters_found_where_distillation_stops(tmp_path, unused):
+    runner = build_runner(toy.runner_config(tmp_path))
+    runner.register_hook(StopDistillHook(stop_epoch=1))
+    model = runner.model
+    if unused is not None:  # as in DistributedDataParallel
+        model.find_unused_parameters = unused
+    if unused is False:
+        with pytest.raises(SettingError, match="find_unused_parameters.*StopDistillHook"):
+            check_stop(runner, model)
+        model.distiller.requires_grad_(False)
+    check_stop(runner, model)
+    runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, StopDistillHook)]
+    model.distiller.requires_grad_(True)
+    check_stop(runner, model)
+
+
+def test_preflight_refuses_records_inside_what_is_recomputed(tmp_path):
+    cfg = toy.runner_config(tmp_path, activation_checkpointing=["architecture.backbone"])
+    fails(cfg, "activation_checkpointing.*'architecture.backbone', with a recorder of 'backbone")
+    cfg = toy.runner_config(tmp_path / "b", activation_checkpointing="architecture.backbone.layer3")
+    train(cfg)  # the record is what the module returns
 
 
 def test_missing_data_are_named(tmp_path):
@@ -347,6 +378,32 @@ def test_no_validation_is_made_where_none_was_due(tmp_path):
         train(cfg)
         # Epoch 1 was the last one once, and is not due with an interval of 2.
         assert [epoch for epoch, _ in top1(tmp_path)] == expected
+
+
+class PowerCutInTheSecondEpoch(Hook):
+    def before_train_iter(self, runner, batch_idx, data_batch=None):
+        if runner.epoch == 1:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("save_best, expected", [(None, [1, 1, 2]), ("accuracy/top1", [1, 2])])
+def test_a_checkpoint_that_was_written_after_its_validation_needs_no_other(
+    tmp_path, save_best, expected
+):
+    # The first validation is the best so far: its epoch's checkpoint is written anew.
+    cfgs = [
+        toy.runner_config(tmp_path, **{"default_hooks.checkpoint.save_best": save_best})
+        for _ in range(2)
+    ]
+    for cfg in cfgs:
+        cfg.custom_hooks = MISSED
+    runner = build_runner(cfgs[0])
+    runner.register_hook(PowerCutInTheSecondEpoch())
+    with pytest.raises(KeyboardInterrupt):
+        runner.train()
+    cfgs[1].resume = True
+    train(cfgs[1])
+    assert [epoch for epoch, _ in top1(tmp_path)] == expected
 
 
 def test_other_epochs_seeds_and_ranks_draw_other_numbers(tmp_path):

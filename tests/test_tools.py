@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from tool_runs import (
     wait_for_the_next_second,
 )
 
+from mskd_plugin import cli
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
 
@@ -227,6 +229,7 @@ def test_no_thread_of_a_process_group_outlives_a_tool(tmp_path, refused):
 import os, sys, torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
+from mskd_plugin import cli
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
 
@@ -254,6 +257,24 @@ assert not any("gloo" in name for name in names()), names()
         [sys.executable, "-c", program], env=ENVIRONMENT, capture_output=True, text=True
     )
     assert ran.returncode == 0, ran.stderr
+
+
+@pytest.mark.parametrize(
+    "backend, fails, left", [("nccl", True, 0), ("gloo", True, 1), ("nccl", False, 1)]
+)
+def test_after_an_error_of_one_process_nccl_is_not_waited_for(monkeypatch, backend, fails, left):
+    calls = []
+    monkeypatch.setattr(cli.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(cli.dist, "get_backend", lambda: backend)
+    monkeypatch.setattr(cli.dist, "destroy_process_group", lambda: calls.append(1))
+
+    def main():
+        if fails:
+            raise SettingError("a", "b", "c")
+
+    with pytest.raises(SystemExit) if fails else contextlib.nullcontext():
+        run_tool(main)
+    assert len(calls) == left
 
 
 def test_run_tool_leaves_other_errors_and_results_alone(capsys):

@@ -7,7 +7,7 @@ from typing import Any
 
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
@@ -59,16 +59,26 @@ class FastNetworksHook(Hook):
         self._compiled: list[speed.CompiledMethods] = []
         self._in_epoch = False
 
+    def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
+        """Keep the kernels that the config asks for: a resumed optimizer would take over the
+        checkpoint's.
+        """
+        wrapper, states = runner.optim_wrapper, checkpoint.get("optimizer")
+        if isinstance(wrapper, OptimWrapper) and states:
+            speed.keep_kernels(wrapper.optimizer, states)
+        elif isinstance(wrapper, OptimWrapperDict) and states:
+            for name, single in wrapper.items():
+                speed.keep_kernels(single.optimizer, states[name])
+
     def before_train(self, runner: Runner) -> None:
         """Set the layout, of what a checkpoint brought too, and prepare the compilation.
 
         Not before: weights of another layout would be drawn in another order.
         """
         wrapper = runner.optim_wrapper
-        if self.channels_last:
-            self._lay_out(runner)
-            for single in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-                speed.lay_out_like_parameters(single.optimizer)
+        self._lay_out(runner)
+        for single in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
+            speed.lay_out_like_parameters(single.optimizer)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
         self._compiled = [
             prepare(model, options)

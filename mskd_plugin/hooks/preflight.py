@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset
+from mmengine.dist import all_gather_object
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmrazor.engine.hooks import StopDistillHook
 from mmrazor.models.distillers import ConfigurableDistiller
 from torch import nn
 from torch.utils.data import DataLoader
@@ -64,6 +66,8 @@ class PreflightHook(Hook):
     - every distillation loss is finite on them;
     - a loss that categorizes regions sits at the stage that feeds the teacher's classifier;
     - a warm-up that the algorithm asks for has the hook that applies it;
+    - all processes begin at the same step, with gradients for all that they train, and no recorder
+      is inside a module whose forward runs without gradients;
     - the learning rate is meant for the batch size, else there is a warning.
 
     The two images run in eval mode without gradients; parameters, statistics and random states stay
@@ -79,6 +83,9 @@ class PreflightHook(Hook):
             SettingError: With the setting, what was expected and what was found.
         """
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        check_same_start(runner)
+        check_stop(runner, model)
+        check_recomputed(runner, model)
         check_batch_size(runner)
         check_data(runner.train_dataloader.dataset, model)
         check_labels(runner.train_dataloader, model)
@@ -91,6 +98,52 @@ class PreflightHook(Hook):
                 check_losses(model, runner.train_dataloader)
             tell_accumulation(runner)
         runner.logger.info("Preflight passed: data, teacher, recorders, connectors and losses.")
+
+
+def check_same_start(runner: Runner) -> None:
+    """Check that the processes resume from one checkpoint; each looks for it by itself."""
+    starts = all_gather_object((runner.epoch, runner.iter))
+    if len(set(starts)) > 1:
+        raise SettingError(
+            "--work-dir",
+            "a folder that all nodes share, to resume from",
+            f"processes that begin after these (epochs, steps): {starts}",
+        )
+
+
+def check_stop(runner: Runner, model: BaseModel) -> None:
+    """Check that parameters of connectors and losses may be left without gradients where
+    distillation stops before training does.
+    """
+    stops = any(isinstance(hook, StopDistillHook) for hook in runner.hooks)
+    distiller = getattr(model, "distiller", None)
+    trained = distiller is not None and any(p.requires_grad for p in distiller.parameters())
+    # Other wrappers than DistributedDataParallel have no such attribute.
+    if stops and trained and not getattr(runner.model, "find_unused_parameters", True):
+        raise SettingError(
+            "find_unused_parameters",
+            "True for several processes with a StopDistillHook, after which the parameters of "
+            "connectors and losses get no gradient",
+            False,
+        )
+
+
+def check_recomputed(runner: Runner, model: BaseModel) -> None:
+    """Check that no student's recorder is inside a module of ``activation_checkpointing``, which
+    runs without gradients: the distillation would train nothing before it.
+    """
+    names = runner.cfg.get("activation_checkpointing") or []
+    distiller = getattr(model, "distiller", None)
+    if not isinstance(distiller, ConfigurableDistiller):
+        return
+    for recorder in distiller.student_recorders.recorders.values():
+        for name in [names] if isinstance(names, str) else names:
+            if f"architecture.{recorder.source}".startswith(f"{name}."):
+                raise SettingError(
+                    "activation_checkpointing",
+                    "modules without a recorder inside, whose records would have no gradient",
+                    f"{name!r}, with a recorder of {recorder.source!r}",
+                )
 
 
 def check_batch_size(runner: Runner) -> None:
