@@ -69,6 +69,7 @@ def prepare_host() -> None:
     allow_checkpoint_classes()
     run_distributed_on_cpu()
     write_test_scores_once()
+    keep_hooks_of_batch_norms()
 
 
 def check_requirements() -> None:
@@ -389,6 +390,30 @@ def write_test_scores_once() -> None:
     from mmengine.hooks import logger_hook
 
     logger_hook.dump = master_only(logger_hook.dump)
+
+
+def keep_hooks_of_batch_norms() -> None:
+    """Let recorders on a BatchNorm record with ``sync_bn``, too.
+
+    mmengine's runner replaces BatchNorms after MMRazor has put its recorders on them as hooks, and
+    the new modules have none.
+    """
+    from mmengine.runner import runner
+
+    convert = runner.convert_sync_batchnorm
+    kinds = ("_forward_pre_hooks", "_forward_hooks")
+
+    @functools.wraps(convert)
+    def convert_with_hooks(module: Any, implementation: str = "torch") -> Any:
+        replaced = dict(module.named_modules())
+        converted = convert(module, implementation)
+        for name, new in converted.named_modules():
+            if new is not replaced.get(name, new):
+                for kind in kinds:
+                    getattr(new, kind).update(getattr(replaced[name], kind))
+        return converted
+
+    runner.convert_sync_batchnorm = convert_with_hooks
 
 
 def _on_cpu() -> bool:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 import uuid
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.registry import METRICS, PARAM_SCHEDULERS
 from mmengine.runner import Runner
+from mmrazor.models.task_modules import ModuleOutputsRecorder
 from torch import serialization
 
 from mskd_plugin import host
@@ -366,3 +368,17 @@ def test_one_process_writes_the_scores_of_a_test(tmp_path, monkeypatch, rank):
     hook.after_test_epoch(runner)
     written = {path.name: json.loads(path.read_text()) for path in tmp_path.iterdir()}
     assert written == ({} if rank else {"scores.json": {"accuracy": 16.0}})
+
+
+def test_recorders_on_a_batch_norm_record_with_sync_bn():
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4))
+    recorder = ModuleOutputsRecorder("1")
+    recorder.initialize(network)
+    seen = []
+    network[1].register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    converted = import_module("mmengine.runner.runner").convert_sync_batchnorm(network).eval()
+    assert isinstance(converted[1], torch.nn.SyncBatchNorm)
+    with recorder:
+        output = converted(torch.randn(2, 3, 5, 5))
+    assert torch.equal(recorder.get_record_data(), output) and len(seen) == 1
+    assert not converted[0]._forward_pre_hooks
