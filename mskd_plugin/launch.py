@@ -276,12 +276,14 @@ def check_work_dir(cfg: Config) -> None:
     """Refuse to train into a folder that holds another run's checkpoints.
 
     Raises:
-        SettingError: If there are checkpoints and the run neither resumes nor starts elsewhere.
+        SettingError: If there are checkpoints and the run does not resume from one of them.
     """
-    if not cfg.get("resume") and (Path(cfg.work_dir) / "last_checkpoint").exists():
+    folder, start = Path(cfg.work_dir), cfg.get("load_from")
+    elsewhere = start and Path(start).resolve().parent != folder.resolve()
+    if (not cfg.get("resume") or elsewhere) and (folder / "last_checkpoint").exists():
         raise SettingError(
             "--work-dir",
-            "a folder without checkpoints, or --resume to continue",
+            "a folder without checkpoints, or --resume to continue from its own",
             f"{cfg.work_dir!r}, whose checkpoints would be overwritten",
         )
 

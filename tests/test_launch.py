@@ -242,10 +242,15 @@ def test_a_used_work_dir(tmp_path):
     (tmp_path / "20260101_000000").mkdir()  # logs alone
     launch.check_work_dir(cfg)
     (tmp_path / "last_checkpoint").touch()
-    with pytest.raises(SettingError, match="`--work-dir` .* --resume to continue, .*overwritten"):
+    with pytest.raises(SettingError, match="`--work-dir` .* --resume to continue .*overwritten"):
         launch.check_work_dir(cfg)
     cfg.resume = True
     launch.check_work_dir(cfg)
+    cfg.load_from = str(tmp_path / "epoch_9.pth")
+    launch.check_work_dir(cfg)
+    cfg.load_from = str(tmp_path / "another run" / "epoch_9.pth")
+    with pytest.raises(SettingError, match="`--work-dir` .* --resume to continue from its own"):
+        launch.check_work_dir(cfg)
 
 
 # --- the runner

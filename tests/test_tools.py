@@ -150,6 +150,14 @@ def test_testing_and_exporting_give_the_logged_accuracy(resumed, tmp_path):
     assert accuracy_of(str(alone), student, tmp_path / "alone") == expected
 
 
+def test_testing_leaves_the_config_of_the_training(resumed):
+    (config,) = resumed.glob("*.py")
+    before = config.read_text()
+    for _ in range(2):
+        call("test", config, resumed / "epoch_3.pth", "--work-dir", resumed)
+    assert config.read_text() == before and (resumed / "test" / config.name).exists()
+
+
 def test_a_checkpoint_can_be_named_to_resume_from(resumed, teacher, tmp_path):
     arguments = [MSKD, "--work-dir", tmp_path, "--teacher", teacher, "--seed", "1"]
     call("train", *arguments, "--resume", resumed / "epoch_3.pth", epochs=4)

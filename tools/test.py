@@ -46,6 +46,9 @@ def main(argv: list[str] | None = None) -> None:
     for key in ("val_dataloader", "val_cfg", "val_evaluator"):
         cfg.pop(key, None)
     cfg.load_from, cfg.resume = None, False
+    # The runner writes its config into the work folder: not over that of the training.
+    if (Path(cfg.work_dir) / Path(cfg.filename).name).exists():
+        cfg.work_dir = str(Path(cfg.work_dir) / "test")
     runner = build_runner(cfg)
     model = runner.model.module if hasattr(runner.model, "module") else runner.model
     load_weights(model, args.checkpoint, setting="checkpoint")
