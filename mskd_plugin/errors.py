@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class SettingError(ValueError):
     """A setting that cannot work: which one, what was expected, what was got.
@@ -41,3 +44,14 @@ def check_count(setting: str, value: int, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SettingError(setting, f"a whole number of at least {least}", repr(value))
     return value
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Return a hint with the one of ``known`` that is spelt most like ``name``, or nothing.
+
+    Example:
+        >>> nearest("mskdd", ["kd", "mskd"])
+        "Did you mean 'mskd'?"
+    """
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f"Did you mean {near[0]!r}?" if near else ""

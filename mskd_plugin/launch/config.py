@@ -1,0 +1,160 @@
+"""From a config file and the options of the command line to the config that runs."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.hub import get_config
+from mmengine.runner import Runner
+
+from mskd_plugin.checkpoints.weights import check_source
+from mskd_plugin.errors import SettingError, nearest
+from mskd_plugin.recipes import METHODS, alone, distill, two_phases
+from mskd_plugin.switches import FAST, use_fast, use_in_memory
+
+#: What MMEngine's runner reads from a config without a parameter of its own for it.
+RUNNER_KEYS = {
+    *inspect.signature(Runner.__init__).parameters,
+    "activation_checkpointing",
+    "efficient_conv_bn_eval",
+    "find_unused_parameters",
+    "sync_bn",
+} - {"self", "cfg"}
+#: What a model is made from: of the base of a pair, before the model is there.
+MADE_FROM = ("pair", "num_train_images")
+CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
+
+
+def load_config(args: argparse.Namespace) -> Config:
+    """Read ``args.config`` and apply the options of :func:`add_common_options`, and ``args.fast``
+    and ``args.in_memory`` where there are any.
+
+    Raises:
+        SettingError: If the file is missing or no config, or an option begins with a key that the
+            config does not have, goes into a setting that has no parts, or comes too late for the
+            model that is made from it.
+    """
+    path = Path(args.config)
+    if not path.is_file():
+        raise SettingError("config", "a config file", f"{args.config!r}, which is not there")
+    if path.suffix not in CONFIG_SUFFIXES:
+        raise SettingError("config", f"a file in {', '.join(CONFIG_SUFFIXES)}", repr(args.config))
+    cfg = Config.fromfile(path)
+    stem = path.stem
+    early = {key: value for key, value in args.cfg_options.items() if _top(key) in MADE_FROM}
+    if getattr(args, "method", None):
+        _merge(cfg, early, args.config)
+        use_method(cfg, args.method)
+        stem = f"{args.method}_{stem}"
+    elif "model" not in cfg:
+        raise SettingError("--method", f"given with {args.config}, which states a pair alone", None)
+    elif early and "pair" in cfg:
+        raise SettingError(
+            "--cfg-options",
+            f"no settings that the model of {args.config} is already made from",
+            ", ".join(early),
+            "They take effect with the config of a pair, configs/_base_/pairs/*.py, and --method.",
+        )
+    if getattr(args, "fast", False) and "fast" not in cfg:
+        cfg.fast = Config.fromfile(FAST).fast
+    if "fast" in cfg:
+        use_fast(cfg, cfg.pop("fast"))
+    options = dict(args.cfg_options)
+    if cfg.model.get("data_preprocessor") is not None:  # the model holds a copy of the config's
+        options |= {f"model.{k}": v for k, v in options.items() if _top(k) == "data_preprocessor"}
+    _merge(cfg, options, args.config)
+    # After the options, which name the data sets' own settings.
+    if cfg.pop("in_memory", False) or getattr(args, "in_memory", False):
+        use_in_memory(cfg)
+    cfg.launcher = args.launcher
+    cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{stem}"
+    return cfg
+
+
+def _merge(cfg: Config, options: dict[str, Any], name: str) -> None:
+    """Merge ``--cfg-options`` into the config that ``name`` stands for."""
+    known = {*cfg, *RUNNER_KEYS}
+    for key in options:
+        if _top(key) not in known:
+            raise SettingError(
+                "--cfg-options",
+                f"keys of {name} or of MMEngine's runner",
+                repr(key),
+                nearest(_top(key), known),
+            )
+    try:
+        cfg.merge_from_dict(options)
+    except (KeyError, TypeError) as error:
+        raise SettingError("--cfg-options", f"settings of {name}", error) from error
+
+
+def _top(key: str) -> str:
+    return key.split(".")[0]
+
+
+def is_distillation(model: ConfigDict) -> bool:
+    """Whether a model config is that of a distillation algorithm with a student inside."""
+    return "architecture" in model
+
+
+def keep_student_only(cfg: Config) -> None:
+    """Put the student in the algorithm's place, for tools that need no teacher."""
+    if is_distillation(cfg.model):
+        student = cfg.model.architecture
+        if "cfg_path" in student:  # MMRazor's short form for a config of another package
+            student = get_config(student.cfg_path).model
+        # None would keep the runner from giving it the config's own.
+        if cfg.model.get("data_preprocessor") is not None:
+            student.setdefault("data_preprocessor", cfg.model.data_preprocessor)
+        cfg.model = student
+
+
+def use_method(cfg: Config, names: str) -> None:
+    """Put a method, or several joined by ``+``, into the config of a pair.
+
+    Args:
+        cfg: Config with ``pair`` and ``data_preprocessor``; its ``model`` is replaced, and for
+            methods in two phases its schedule.
+        names: Names of :data:`mskd_plugin.recipes.METHODS`; or ``student`` or ``teacher``, which
+            train alone.
+
+    Raises:
+        SettingError: If the config states no pair, there is no such method, or it cannot work for
+            the pair.
+    """
+    if "pair" not in cfg:
+        raise SettingError("--method", "given with a config that states a pair", repr(names))
+    if names in ("student", "teacher"):
+        cfg.model = alone(cfg, names)
+        if names == "teacher" and "teacher_lr" in cfg.pair:
+            cfg.optim_wrapper.optimizer.lr = cfg.pair.teacher_lr
+        return
+    parts = []
+    for name in names.split("+"):
+        if name not in METHODS:
+            raise SettingError(
+                "--method",
+                f"student, teacher, or one or several (joined by +) of {', '.join(METHODS)}",
+                repr(name),
+                nearest(name, METHODS),
+            )
+        parts.append(METHODS[name](cfg))
+    for key, value in two_phases(cfg, *parts).items():
+        cfg[key] = value
+    cfg.model = distill(cfg, *parts)
+
+
+def set_teacher(cfg: Config, teacher: str) -> None:
+    """Set the teacher's weights.
+
+    Raises:
+        SettingError: If the config has no teacher, or ``teacher`` cannot be read.
+    """
+    if "teacher" not in cfg.model:
+        raise SettingError("--teacher", "no value for a config without a teacher", repr(teacher))
+    check_source(teacher, "--teacher")
+    cfg.model.teacher_ckpt = teacher
