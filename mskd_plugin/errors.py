@@ -25,9 +25,9 @@ class SettingError(ValueError):
     """
 
     def __init__(self, setting: str, expected: str, got: object, hint: str = "") -> None:
-        super().__init__(
-            f"Expected `{setting}` to be {expected}, but got {got}." + (f" {hint}" if hint else "")
-        )
+        told = f"Expected `{setting}` to be {expected}, but got {got}"
+        told += "" if told.endswith(".") else "."  # an error that was got may end so
+        super().__init__(f"{told} {hint}" if hint else told)
         self.setting = setting
 
 

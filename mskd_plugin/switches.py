@@ -110,7 +110,17 @@ def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
         _set_preprocessor(cfg, preprocessor)
     else:
         settings.pop("train_dataloader", None)
+    _make_way(cfg, settings)
     cfg.merge_from_dict(settings)
+
+
+def _make_way(cfg: Config | ConfigDict, settings: dict[str, Any]) -> None:
+    """Drop what a dict cannot be merged into, ``compile=True`` for one."""
+    for key in settings.keys() & cfg.keys():
+        if isinstance(settings[key], dict) and isinstance(cfg[key], dict):
+            _make_way(cfg[key], settings[key])
+        elif isinstance(settings[key], dict):
+            cfg.pop(key)
 
 
 def _labels_are_classes(cfg: Config) -> bool:
@@ -134,9 +144,16 @@ def _set_preprocessor(cfg: Config, kind: str) -> None:
             preprocessor.type = old.replace("ClsDataPreprocessor", kind)
 
 
+def has_frozen_teacher(model: ConfigDict) -> bool:
+    """Whether a model config is of one of :data:`FROZEN_TEACHER`, by name or as a class."""
+    kind = model.get("type")
+    name = kind.__name__ if isinstance(kind, type) else str(kind)
+    return name.split(".")[-1] in FROZEN_TEACHER
+
+
 def _distils_frozen_teacher(model: ConfigDict) -> bool:
     return (
-        model.get("type") in FROZEN_TEACHER
+        has_frozen_teacher(model)
         and not model.get("teacher_trainable", False)
         and not model.distiller.get("distill_deliveries")
     )

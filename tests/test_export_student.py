@@ -145,6 +145,30 @@ def test_a_distilled_student(
     np.testing.assert_array_equal(result["pred_scores"], expected)
 
 
+def test_a_student_of_mmrazors_own_normalisation(tool: ModuleType, tmp_path: Path) -> None:
+    """MMRazor's configs normalise by MMEngine's ``ImgDataPreprocessor``."""
+    own = {"type": "mmengine.ImgDataPreprocessor", "bgr_to_rgb": True}
+    own |= {"mean": [10.0, 60.0, 110.0], "std": [50.0, 60.0, 70.0]}
+    base = distillation(tmp_path / "kd.py")
+    pipeline = [{"type": "LoadImageFromFile"}, {"type": "PackInputs"}]
+    files = {"type": "CustomDataset", "data_root": "data/own", "pipeline": pipeline}
+    config = write(
+        tmp_path / "files.py",
+        _base_=[base.name],
+        model={"data_preprocessor": {**own, "_delete_": True}},
+        test_dataloader={"dataset": files},
+    )
+    student = randomized(classifier("resnet8", 10))
+    checkpoint = save(student, tmp_path / "epoch_1.pth", dataset_meta={"classes": CLASSES})
+    out = tmp_path / "student.pth"
+    tool.main([str(config), str(checkpoint), str(out)])
+    inferencer = ImageClassificationInferencer(str(out.with_suffix(".py")), pretrained=str(out))
+    rgb = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    (result,) = inferencer(rgb[..., ::-1].copy())
+    expected = logits_on_rgb(student, rgb).softmax(-1)[0].numpy()
+    np.testing.assert_array_equal(result["pred_scores"], expected)
+
+
 def test_digits_give_the_same_scores_as_in_the_training_code(
     tool: ModuleType, tmp_path: Path
 ) -> None:

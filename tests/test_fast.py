@@ -331,6 +331,14 @@ def test_fast_leaves_out_what_cannot_be(monkeypatch):
     assert cfg.optim_wrapper.optimizer.fused
 
 
+def test_fast_over_switches_of_ones_own(tmp_path):
+    base, own = CONFIGS / "kd_r34_r18_imagenet.py", tmp_path / "own.py"
+    expected = load(base).default_hooks.networks
+    for networks in ("dict(compile=True, compile_losses=False)", "None"):
+        own.write_text(f"_base_ = {str(base)!r}\ndefault_hooks = dict(networks={networks})\n")
+        assert load(own).default_hooks.networks == expected
+
+
 def test_fast_before_torch_2_9_leaves_the_losses_as_they_are(monkeypatch):
     monkeypatch.setattr(switches, "COMPILES_LOSSES", False)
     networks = load(CONFIGS / "kd_r34_r18_imagenet.py").default_hooks.networks
@@ -338,7 +346,7 @@ def test_fast_before_torch_2_9_leaves_the_losses_as_they_are(monkeypatch):
 
 
 def test_fused_by_hand_is_refused_where_it_cannot_be(monkeypatch, tmp_path):
-    monkeypatch.setattr(launch.runner, "computes_fused", lambda _: False)
+    monkeypatch.setattr(launch.checks, "computes_fused", lambda _: False)
     cfg = toy.runner_config(tmp_path, **{"optim_wrapper.optimizer.fused": True})
     with pytest.raises(SettingError, match="optimizer.fused.*no fused SGD on c"):
         build_runner(cfg)

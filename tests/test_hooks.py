@@ -4,205 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import random
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import toy
-from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import load_checkpoint
-from mmpretrain.datasets import CIFAR100
-from mmpretrain.registry import DATASETS
-from mmrazor.engine.hooks import StopDistillHook
 
-from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.preflight import check_data_roots, check_stop
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.teacher_identity import weights_digest
 from mskd_plugin.launch import build_runner
 
 MISSED = [dict(type="EpochSeedHook"), dict(type="MissedValidationHook")]
-
-
-class Steps(Hook):
-    """Count steps, and note what is drawn in each epoch."""
-
-    def __init__(self):
-        self.count = 0
-        self.inputs = []
-
-    def before_train_iter(self, runner, batch_idx, data_batch=None):
-        self.count += 1
-        self.inputs.append((runner.epoch, data_batch["inputs"].float().sum().item()))
-
-
-def train(cfg):
-    """Train, and return the runner and what its steps saw."""
-    runner = build_runner(cfg)
-    steps = Steps()
-    runner.register_hook(steps)
-    runner.train()
-    return runner, steps
-
-
-def fails(cfg, match):
-    """Check that training stops with ``match`` before its first step."""
-    runner = build_runner(cfg)
-    steps = Steps()
-    runner.register_hook(steps)
-    with pytest.raises(SettingError, match=match):
-        runner.train()
-    assert steps.count == 0
-
-
-# --- preflight ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("role", ["student", "teacher"])
-def test_preflight_counts_classes(tmp_path, role):
-    key = "architecture" if role == "student" else "teacher"
-    model = toy.algorithm(**{key: toy.classifier(role, num_classes=7)})
-    fails(
-        toy.runner_config(tmp_path, model),
-        rf"{role}\.head\.num_classes.*10, the number of classes of Digits, but got 7",
-    )
-
-
-def test_preflight_wants_a_loaded_teacher(tmp_path):
-    fails(toy.runner_config(tmp_path, toy.algorithm()), "teacher_ckpt.*--teacher FILE.*got None")
-
-
-def test_preflight_compares_normalisations(tmp_path):
-    teacher = dict(toy.classifier("teacher"), data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3))
-    model = toy.algorithm(teacher=teacher, teacher_ckpt=str(toy.teacher_file(tmp_path)))
-    fails(toy.runner_config(tmp_path, model), r"data_preprocessor.*teacher's own mean \[1\.0")
-
-
-def broken(path, value, **loss):
-    """Return the toy distiller with one entry replaced."""
-    cfg = toy.distiller(**loss)
-    target = cfg
-    *parents, last = path
-    for key in parents:
-        target = target[key]
-    target[last] = value
-    return cfg
-
-
-@pytest.mark.parametrize(
-    "path, value, match",
-    [
-        (
-            ("connectors", "stage3_student", "in_channels"),
-            9,
-            "in_channels.*8 channels.*got 9",
-        ),
-        (("connectors", "stage3_teacher", "scales"), (1, 2), "student_regions.*2.*got 3"),
-        (("connectors", "stage3_teacher", "scales"), (1, 2, 9), "scales.*scale 9.*side of 8"),
-        (
-            ("teacher_recorders", "stage3"),
-            dict(type="ModuleInputs", source="head.loss_module"),
-            "model.distiller.*record_idx",  # the teacher computes no loss: nothing is recorded
-        ),
-    ],
-)
-def test_preflight_runs_connectors_and_losses(tmp_path, path, value, match):
-    model = toy.algorithm(
-        distiller=broken(path, value), teacher_ckpt=str(toy.teacher_file(tmp_path))
-    )
-    fails(toy.runner_config(tmp_path, model), match)
-
-
-def test_preflight_refuses_to_categorize_another_stage(tmp_path):
-    # The map before the last ReLU has the right width, and is not what the classifier reads.
-    source = dict(type="ModuleOutputs", source="backbone.layer3.0.preact")
-    teacher = str(toy.teacher_file(tmp_path))
-    wrong = broken(("teacher_recorders", "stage3"), source, keep="consistent")
-    model = toy.algorithm(distiller=wrong, teacher_ckpt=teacher)
-    fails(toy.runner_config(tmp_path / "wrong", model), "teacher_regions.*feeds the teacher's")
-    right = toy.algorithm(distiller=toy.distiller(keep="consistent"), teacher_ckpt=teacher)
-    _, steps = train(toy.runner_config(tmp_path / "right", right))
-    assert steps.count == 6
-
-
-def test_preflight_finds_a_loss_that_is_not_finite(tmp_path):
-    path = toy.teacher_file(tmp_path)
-    weights = torch.load(path)
-    weights["state_dict"]["backbone.layer3.0.bn2.weight"].fill_(float("nan"))
-    torch.save(weights, path)
-    model = toy.algorithm(teacher_ckpt=str(path))
-    fails(toy.runner_config(tmp_path, model), "distill.loss_mskd_stage3.*finite.*nan")
-
-
-def test_preflight_changes_nothing(tmp_path):
-    results = []
-    for hooks in ([dict(type="PreflightHook"), dict(type="TeacherEvaluationHook")], []):
-        cfg = toy.runner_config(tmp_path / str(len(hooks)), custom_hooks=hooks)
-        runner, steps = train(cfg)
-        results.append((steps.inputs, runner.model.state_dict()))
-    assert results[0][0] == results[1][0]
-    for name, value in results[0][1].items():
-        assert torch.equal(value, results[1][1][name]), name
-
-
-def test_preflight_compares_the_starts_of_the_processes(tmp_path, monkeypatch):
-    starts = lambda own: [own, (1, 3)]  # noqa: E731
-    monkeypatch.setattr("mskd_plugin.hooks.preflight.all_gather_object", starts)
-    fails(toy.runner_config(tmp_path), r"--work-dir.*all nodes share.*\[\(0, 0\), \(1, 3\)\]")
-
-
-@pytest.mark.parametrize("unused", [False, True, None])
-def test_preflight_wants_unused_parameters_found_where_distillation_stops(tmp_path, unused):
-    runner = build_runner(toy.runner_config(tmp_path))
-    runner.register_hook(StopDistillHook(stop_epoch=1))
-    model = runner.model
-    if unused is not None:  # as in DistributedDataParallel
-        model.find_unused_parameters = unused
-    if unused is False:
-        with pytest.raises(SettingError, match="find_unused_parameters.*StopDistillHook"):
-            check_stop(runner, model)
-        model.distiller.requires_grad_(False)
-    check_stop(runner, model)
-    runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, StopDistillHook)]
-    model.distiller.requires_grad_(True)
-    check_stop(runner, model)
-
-
-def test_preflight_refuses_records_inside_what_is_recomputed(tmp_path):
-    cfg = toy.runner_config(tmp_path, activation_checkpointing=["architecture.backbone"])
-    fails(cfg, "activation_checkpointing.*'architecture.backbone', with a recorder of 'backbone")
-    cfg = toy.runner_config(tmp_path / "b", activation_checkpointing="architecture.backbone.layer3")
-    train(cfg)  # the record is what the module returns
-
-
-def test_missing_data_are_named(tmp_path):
-    cfg = toy.runner_config(tmp_path)
-    cfg.train_dataloader.dataset.data_root = str(tmp_path / "nowhere")
-    with pytest.raises(SettingError, match="train_dataloader.dataset.data_root.*nowhere"):
-        build_runner(cfg)
-
-
-def test_cifar_100_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    cfg = Config.fromfile(toy.ROOT / "configs" / "cifar100" / "teacher_resnet32x4.py")
-    check_data_roots(cfg)  # passes, although the folder is not there
-
-    def download(url, root, **_):
-        assert (url, Path(root)) == (CIFAR100.url, Path("data/cifar100"))
-        for name, count in (("train", 3), ("test", 2)):
-            file = Path(root, CIFAR100.base_folder, name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            images = dict(data=np.zeros((count, 3072), np.uint8), fine_labels=[*range(count)])
-            file.write_bytes(pickle.dumps(images))
-
-    monkeypatch.setattr("mmpretrain.datasets.cifar.download_and_extract_archive", download)
-    monkeypatch.setattr(CIFAR100, "_check_integrity", lambda _: Path("data/cifar100").exists())
-    for loader, count in (("train_dataloader", 3), ("test_dataloader", 2)):
-        assert len(DATASETS.build(cfg[loader].dataset)) == count
 
 
 # --- teacher evaluation --------------------------------------------------------------------------
@@ -296,12 +111,12 @@ def test_resumed_training_equals_an_uninterrupted_one(tmp_path, workers):
             if runner.iter == 4:  # inside the second epoch
                 raise KeyboardInterrupt
 
-    whole, whole_steps = train(config("whole"))
+    whole, whole_steps = toy.train(config("whole"))
     interrupted = build_runner(config("parts"))
     interrupted.register_hook(PowerCut())
     with pytest.raises(KeyboardInterrupt):
         interrupted.train()
-    resumed, resumed_steps = train(config("parts", resume=True))
+    resumed, resumed_steps = toy.train(config("parts", resume=True))
 
     assert resumed_steps.count == 6
     assert resumed_steps.inputs == whole_steps.inputs[3:]
@@ -340,13 +155,13 @@ def interrupted_and_resumed(folder, train_cfg=None, **settings):
     for cfg in cfgs:
         cfg.custom_hooks = MISSED
         cfg.train_cfg = train_cfg or cfg.train_cfg
-    train(cfgs[0])
+    toy.train(cfgs[0])
     interrupted = build_runner(cfgs[1])
     interrupted.register_hook(PowerCutWhileValidating())
     with pytest.raises(KeyboardInterrupt):
         interrupted.train()
     cfgs[2].resume = True
-    _, steps = train(cfgs[2])
+    _, steps = toy.train(cfgs[2])
     assert steps.count == 0  # all that was missing is the validation
     return top1(folder / "whole"), top1(folder / "parts")
 
@@ -375,7 +190,7 @@ def test_no_validation_is_made_where_none_was_due(tmp_path):
         cfg = toy.runner_config(tmp_path, **{**settings, "train_cfg.max_epochs": epochs})
         cfg.custom_hooks = MISSED
         cfg.resume = epochs > 1
-        train(cfg)
+        toy.train(cfg)
         # Epoch 1 was the last one once, and is not due with an interval of 2.
         assert [epoch for epoch, _ in top1(tmp_path)] == expected
 
@@ -402,14 +217,14 @@ def test_a_checkpoint_that_was_written_after_its_validation_needs_no_other(
     with pytest.raises(KeyboardInterrupt):
         runner.train()
     cfgs[1].resume = True
-    train(cfgs[1])
+    toy.train(cfgs[1])
     assert [epoch for epoch, _ in top1(tmp_path)] == expected
 
 
 def test_other_epochs_seeds_and_ranks_draw_other_numbers(tmp_path):
-    first = train(toy.runner_config(tmp_path / "a", **{"randomness.seed": 0}))[1].inputs
-    again = train(toy.runner_config(tmp_path / "b", **{"randomness.seed": 0}))[1].inputs
-    other = train(toy.runner_config(tmp_path / "c", **{"randomness.seed": 1}))[1].inputs
+    first = toy.train(toy.runner_config(tmp_path / "a", **{"randomness.seed": 0}))[1].inputs
+    again = toy.train(toy.runner_config(tmp_path / "b", **{"randomness.seed": 0}))[1].inputs
+    other = toy.train(toy.runner_config(tmp_path / "c", **{"randomness.seed": 1}))[1].inputs
     assert first == again
     assert not {v for _, v in first} & {v for _, v in other}
 
@@ -422,15 +237,15 @@ def test_resuming_with_another_teacher_is_refused(tmp_path):
     run = tmp_path / "run"
     teachers = [str(toy.teacher_file(tmp_path, seed=seed)) for seed in (1, 2)]
     settings = {"train_cfg.max_epochs": 1}
-    train(toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[0]), **settings))
+    toy.train(toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[0]), **settings))
     checkpoint = load_checkpoint(torch.nn.Identity(), str(run / "epoch_1.pth"))
     assert not [key for key in checkpoint["state_dict"] if key.startswith("teacher.")]
     assert len(checkpoint["meta"]["teacher_sha256"]) == 64
 
     other = toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[1]), resume=True)
-    fails(other, "teacher_ckpt.*began with.*but got another")
+    toy.fails(other, "teacher_ckpt.*began with.*but got another")
     same = toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[0]), resume=True)
-    assert train(same)[1].count == 3
+    assert toy.train(same)[1].count == 3
 
 
 def test_digest_depends_on_values_and_names():

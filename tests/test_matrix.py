@@ -146,6 +146,7 @@ def test_the_method_names_the_work_dir(tmp_path):
     with pytest.raises(SettingError, match="states a pair"):
         use_method(Config(dict(model=dict())), "mskd")
     for alone in ("student", "teacher"):
+        cfg = pair_config(file)
         use_method(cfg, alone)
         assert cfg.model.backbone.depth == (8 if alone == "student" else 20)
 

@@ -14,12 +14,14 @@ from typing import Any
 import pytest
 import torch
 from mmengine.config import Config
+from mmengine.hooks import Hook
 from mmengine.model import BaseModel
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from mmrazor.registry import MODELS
 
+from mskd_plugin.errors import SettingError
 from mskd_plugin.launch import build_runner, use_method
 from mskd_plugin.recipes import METHODS
 from mskd_plugin.speed import COMPILES_LOSSES
@@ -189,6 +191,39 @@ def assert_same(found: tuple, expected: tuple, **tolerance: float) -> None:
             torch.testing.assert_close(
                 value, other[name], **(tolerance or dict(rtol=0, atol=0)), msg=name
             )
+
+
+class Steps(Hook):
+    """Count steps, and note what is drawn in each epoch."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.inputs: list[tuple[int, float]] = []
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | None = None
+    ) -> None:
+        self.count += 1
+        self.inputs.append((runner.epoch, data_batch["inputs"].float().sum().item()))
+
+
+def train(cfg: Config) -> tuple[Runner, Steps]:
+    """Train, and return the runner and what its steps saw."""
+    runner = build_runner(cfg)
+    steps = Steps()
+    runner.register_hook(steps)
+    runner.train()
+    return runner, steps
+
+
+def fails(cfg: Config, match: str) -> None:
+    """Check that training stops with ``match`` before its first step."""
+    runner = build_runner(cfg)
+    steps = Steps()
+    runner.register_hook(steps)
+    with pytest.raises(SettingError, match=match):
+        runner.train()
+    assert steps.count == 0
 
 
 def trained(folder: Any, **settings: Any) -> tuple[dict, Runner]:

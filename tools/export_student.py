@@ -30,6 +30,7 @@ import mskd_plugin
 from mskd_plugin.checkpoints.weights import STUDENT_PREFIX, fit_weights, read_checkpoint, weights_of
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
+from mskd_plugin.launch import for_classifier
 
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
 HOST_SCOPES = ("mmpretrain", "mmcls", "mmcv", "mmengine")
@@ -109,6 +110,7 @@ def student_config(cfg: Config) -> tuple[dict[str, Any], dict[str, Any] | None]:
         if isinstance(part.get("init_cfg"), dict) and part["init_cfg"].get("type") == "Pretrained":
             del part["init_cfg"]
     if preprocessor is not None:
+        preprocessor = plain(for_classifier(preprocessor))
         preprocessor.pop("batch_augments", None)
         if preprocessor.get("type") == "BatchDataPreprocessor":  # to rounding, mmpretrain's own
             preprocessor["type"] = "ClsDataPreprocessor"

@@ -11,7 +11,13 @@ from pathlib import Path
 from mskd_plugin.checkpoints.weights import load_weights
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
-from mskd_plugin.launch import add_common_options, build_runner, keep_student_only, load_config
+from mskd_plugin.launch import (
+    TESTING,
+    add_common_options,
+    build_runner,
+    keep_student_only,
+    load_config,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Evaluate."""
     args = parse_args(argv)
-    cfg = load_config(args)
+    cfg = load_config(args, TESTING)
     if "://" not in args.checkpoint and not Path(args.checkpoint).expanduser().is_file():
         raise SettingError(
             "checkpoint",

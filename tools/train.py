@@ -10,6 +10,7 @@ import argparse
 
 from mskd_plugin.cli import run_tool
 from mskd_plugin.launch import (
+    TRAINING,
     add_common_options,
     add_switches,
     build_runner,
@@ -55,7 +56,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Train."""
     args = parse_args(argv)
-    cfg = load_config(args)
+    cfg = load_config(args, TRAINING)
     if args.teacher is not None:
         set_teacher(cfg, args.teacher)
     if args.amp:

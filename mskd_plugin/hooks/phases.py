@@ -5,13 +5,31 @@ from __future__ import annotations
 from typing import Any
 
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
-from mmengine.runner import EpochBasedTrainLoop, Runner
+from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from mskd_plugin.algorithms.two_phase_distill import TwoPhaseDistill
 from mskd_plugin.errors import SettingError
+
+
+def check_epochs(model: BaseModel, loop: BaseLoop) -> None:
+    """Check that the training of a model in two phases reaches the second.
+
+    Raises:
+        SettingError: If it is not counted in epochs, or ends in phase 1.
+    """
+    if not isinstance(model, TwoPhaseDistill):
+        return
+    if not isinstance(loop, EpochBasedTrainLoop):
+        raise SettingError("train_cfg.by_epoch", "True, since phases last for epochs", False)
+    if loop.max_epochs <= model.init_epochs:
+        raise SettingError(
+            "train_cfg.max_epochs",
+            f"above the {model.init_epochs} epochs of phase 1, which it includes",
+            loop.max_epochs,
+        )
 
 
 @HOOKS.register_module()
@@ -45,14 +63,7 @@ class PhaseHook(Hook):
         self._model = model if isinstance(model, TwoPhaseDistill) else None
         if self._model is None:
             return
-        if not isinstance(runner.train_loop, EpochBasedTrainLoop):
-            raise SettingError("train_cfg.by_epoch", "True, since phases last for epochs", False)
-        if runner.max_epochs <= model.init_epochs:
-            raise SettingError(
-                "train_cfg.max_epochs",
-                f"above the {model.init_epochs} epochs of phase 1, which it includes",
-                runner.max_epochs,
-            )
+        check_epochs(model, runner.train_loop)
         # Other wrappers than DistributedDataParallel have no such attribute.
         if not getattr(runner.model, "find_unused_parameters", True):
             raise SettingError(

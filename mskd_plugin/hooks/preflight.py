@@ -11,10 +11,11 @@ import torch
 from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.dist import all_gather_object
-from mmengine.hooks import Hook
+from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmpretrain.evaluation import Accuracy
 from mmrazor.engine.hooks import StopDistillHook
 from mmrazor.models.distillers import ConfigurableDistiller
 from torch import nn
@@ -66,11 +67,12 @@ class PreflightHook(Hook):
     - every distillation loss is finite on them;
     - a loss that categorizes regions sits at the stage that feeds the teacher's classifier;
     - a warm-up that the algorithm asks for has the hook that applies it;
+    - validation, tried on two of its images, measures what the best checkpoint is chosen by;
     - all processes begin at the same step, with gradients for all that they train, and no recorder
       is inside a module whose forward runs without gradients;
     - the learning rate is meant for the batch size, else there is a warning.
 
-    The two images run in eval mode without gradients; parameters, statistics and random states stay
+    The images run in eval mode without gradients; parameters, statistics and random states stay
     as they were.
     """
 
@@ -93,6 +95,9 @@ class PreflightHook(Hook):
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
             check_teacher(model, teacher)
+        if runner.val_loop is not None:
+            with _unchanged(model):
+                check_metrics(runner, model)
         if isinstance(getattr(model, "distiller", None), ConfigurableDistiller):
             with _unchanged(model), runner.optim_wrapper.optim_context(model):
                 check_losses(model, runner.train_dataloader)
@@ -259,8 +264,43 @@ def check_losses(model: BaseModel, loader: DataLoader) -> None:
             raise SettingError(name, "a finite loss on two training images", f"{value}")
 
 
-def two_images(loader: DataLoader) -> dict[str, Any]:
-    """Read two training images as the data loader would.
+def check_metrics(runner: Runner, model: BaseModel) -> None:
+    """Check on two images that validation measures what the best checkpoint is chosen by."""
+    loader, evaluator = runner.val_loop.dataloader, runner.val_loop.evaluator
+    data = two_images(loader, "val_dataloader")
+    names = []
+    try:
+        evaluator.process(model.val_step(data), data)
+        for metric in evaluator.metrics:  # by itself: its `evaluate` waits for other processes
+            found = metric.compute_metrics(metric.results)
+            names += [f"{metric.prefix}/{name}" if metric.prefix else name for name in found]
+    except Exception as error:  # a metric of one's own may need more than two images
+        if all(isinstance(metric, Accuracy) for metric in evaluator.metrics):
+            raise SettingError("val_evaluator", "metrics of these classes", error) from error
+        runner.logger.warning(
+            f"Validation was tried on two images and failed: {type(error).__name__}: {error}"
+        )
+        return
+    finally:
+        for metric in evaluator.metrics:
+            metric.results.clear()
+    for hook in runner.hooks:
+        best = getattr(hook, "save_best", None) if isinstance(hook, CheckpointHook) else None
+        for name in [best] if isinstance(best, str) else best or []:
+            if name not in ("auto", *names):
+                raise SettingError(
+                    "default_hooks.checkpoint.save_best",
+                    f"'auto', or out of what validation measures: {', '.join(names)}",
+                    repr(name),
+                )
+
+
+def two_images(loader: DataLoader, setting: str = "train_dataloader") -> dict[str, Any]:
+    """Read two images as the data loader would.
+
+    Args:
+        loader: The data loader.
+        setting: Its place in the config.
 
     Raises:
         SettingError: If the loader cannot join them.
@@ -274,9 +314,9 @@ def two_images(loader: DataLoader) -> dict[str, Any]:
         return loader.collate_fn(items)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         raise SettingError(
-            "train_dataloader.collate_fn",
+            f"{setting}.collate_fn",
             "a function that joins what the data set gives (for InMemoryImages 'collate_batch')",
-            f"{type(error).__name__} on two training images: {error}",
+            f"{type(error).__name__} on two images: {error}",
         ) from error
 
 

@@ -1,6 +1,10 @@
 """What the command line tools share: a checked config with their options, and its runner."""
 
 from mskd_plugin.launch.config import (
+    CONFIG_SUFFIXES,
+    TESTING,
+    TRAINING,
+    for_classifier,
     is_distillation,
     keep_student_only,
     load_config,
@@ -12,12 +16,16 @@ from mskd_plugin.launch.resume import check_work_dir, set_resume
 from mskd_plugin.launch.runner import build_datasets, build_runner
 
 __all__ = [
+    "CONFIG_SUFFIXES",
+    "TESTING",
+    "TRAINING",
     "add_common_options",
     "add_overrides",
     "add_switches",
     "build_datasets",
     "build_runner",
     "check_work_dir",
+    "for_classifier",
     "is_distillation",
     "keep_student_only",
     "load_config",

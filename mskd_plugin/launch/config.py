@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +15,48 @@ from mmengine.runner import Runner
 from mskd_plugin.checkpoints.weights import check_source
 from mskd_plugin.errors import SettingError, nearest
 from mskd_plugin.recipes import METHODS, alone, distill, two_phases
-from mskd_plugin.switches import FAST, use_fast, use_in_memory
+from mskd_plugin.switches import (
+    FAST,
+    FROZEN_TEACHER,
+    has_frozen_teacher,
+    use_fast,
+    use_in_memory,
+)
 
-#: What MMEngine's runner reads from a config without a parameter of its own for it.
-RUNNER_KEYS = {
-    *inspect.signature(Runner.__init__).parameters,
-    "activation_checkpointing",
-    "efficient_conv_bn_eval",
-    "find_unused_parameters",
-    "sync_bn",
-} - {"self", "cfg"}
 #: What a model is made from: of the base of a pair, before the model is there.
 MADE_FROM = ("pair", "num_train_images")
+#: What MMEngine's runner reads from a config, without a parameter of its own for some of it, and
+#: what this plugin does.
+READ = {
+    *inspect.signature(Runner.__init__).parameters,
+    "activation_checkpointing",
+    "compile",
+    "efficient_conv_bn_eval",
+    "find_unused_parameters",
+    "in_memory",
+    "model_wrapper_cfg",
+    "runner_type",
+    "sync_bn",
+    *MADE_FROM,
+} - {"self", "cfg"}
+TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper")
+TESTING = ("test_dataloader", "test_cfg", "test_evaluator")
 CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 
-def load_config(args: argparse.Namespace) -> Config:
+def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
     """Read ``args.config`` and apply the options of :func:`add_common_options`, and ``args.fast``
     and ``args.in_memory`` where there are any.
 
+    Args:
+        args: The command line.
+        parts: What the config must have for what the tool does, :data:`TRAINING` or
+            :data:`TESTING`.
+
     Raises:
-        SettingError: If the file is missing or no config, or an option begins with a key that the
-            config does not have, goes into a setting that has no parts, or comes too late for the
-            model that is made from it.
+        SettingError: If the file is missing or no config or lacks a part, or an option begins with
+            a key that nobody reads, goes into a setting that has no parts, or comes too late for
+            the model that is made from it.
     """
     path = Path(args.config)
     if not path.is_file():
@@ -59,6 +79,9 @@ def load_config(args: argparse.Namespace) -> Config:
             ", ".join(early),
             "They take effect with the config of a pair, configs/_base_/pairs/*.py, and --method.",
         )
+    for part in parts:
+        if cfg.get(part) is None:
+            raise SettingError(part, f"a part of {args.config}", None)
     if getattr(args, "fast", False) and "fast" not in cfg:
         cfg.fast = Config.fromfile(FAST).fast
     if "fast" in cfg:
@@ -77,15 +100,17 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def _merge(cfg: Config, options: dict[str, Any], name: str) -> None:
     """Merge ``--cfg-options`` into the config that ``name`` stands for."""
-    known = {*cfg, *RUNNER_KEYS}
     for key in options:
-        if _top(key) not in known:
-            raise SettingError(
-                "--cfg-options",
-                f"keys of {name} or of MMEngine's runner",
-                repr(key),
-                nearest(_top(key), known),
-            )
+        top = _top(key)
+        if top in READ:
+            continue
+        if top in cfg:  # epochs=20, say, which the file itself puts into other settings
+            hint = "The config's own variables take effect only while it is read."
+        else:
+            hint = nearest(top, READ)
+        raise SettingError(
+            "--cfg-options", "settings that MMEngine's runner or mskd_plugin reads", repr(key), hint
+        )
     try:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError) as error:
@@ -111,6 +136,23 @@ def keep_student_only(cfg: Config) -> None:
         if cfg.model.get("data_preprocessor") is not None:
             student.setdefault("data_preprocessor", cfg.model.data_preprocessor)
         cfg.model = student
+    for part in (cfg, cfg.model):
+        if part.get("data_preprocessor"):
+            part.data_preprocessor = for_classifier(part.data_preprocessor)
+
+
+def for_classifier(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the data preprocessor of a distillation as one that mmpretrain's classifiers take.
+
+    MMRazor's own configs normalise by MMEngine's ``ImgDataPreprocessor``, to which a classifier
+    would hand batch augmentations.
+    """
+    settings = dict(preprocessor)
+    if str(settings.get("type")).split(".")[-1] != "ImgDataPreprocessor":
+        return settings
+    flips = [settings.pop(key, False) for key in ("bgr_to_rgb", "rgb_to_bgr")]
+    settings.pop("non_blocking", None)
+    return {**settings, "type": "mmpretrain.ClsDataPreprocessor", "to_rgb": any(flips)}
 
 
 def use_method(cfg: Config, names: str) -> None:
@@ -123,18 +165,26 @@ def use_method(cfg: Config, names: str) -> None:
             train alone.
 
     Raises:
-        SettingError: If the config states no pair, there is no such method, or it cannot work for
-            the pair.
+        SettingError: If the config states no pair or has a model already, there is no such method,
+            one is named twice, or it cannot work for the pair.
     """
     if "pair" not in cfg:
         raise SettingError("--method", "given with a config that states a pair", repr(names))
+    if "model" in cfg:  # whose method may have changed the schedule, too
+        raise SettingError(
+            "--method",
+            "given with the config of a pair alone, configs/_base_/pairs/*.py",
+            f"{names!r} with a config that has a model already",
+        )
     if names in ("student", "teacher"):
         cfg.model = alone(cfg, names)
         if names == "teacher" and "teacher_lr" in cfg.pair:
             cfg.optim_wrapper.optimizer.lr = cfg.pair.teacher_lr
         return
-    parts = []
-    for name in names.split("+"):
+    parts, listed = [], names.split("+")
+    if len(set(listed)) < len(listed):
+        raise SettingError("--method", "different methods joined by +", repr(names))
+    for name in listed:
         if name not in METHODS:
             raise SettingError(
                 "--method",
@@ -152,9 +202,18 @@ def set_teacher(cfg: Config, teacher: str) -> None:
     """Set the teacher's weights.
 
     Raises:
-        SettingError: If the config has no teacher, or ``teacher`` cannot be read.
+        SettingError: If the config has no teacher or an algorithm that would not notice weights
+            which do not fit, or ``teacher`` cannot be read.
     """
     if "teacher" not in cfg.model:
         raise SettingError("--teacher", "no value for a config without a teacher", repr(teacher))
+    if not has_frozen_teacher(cfg.model):
+        raise SettingError(
+            "--teacher",
+            f"given with a model of {' or '.join(FROZEN_TEACHER)}, which load weights strictly",
+            f"a {cfg.model.get('type')}",
+            "--cfg-options model.type=FrozenTeacherDistill takes the place of SingleTeacherDistill "
+            "with the same settings.",
+        )
     check_source(teacher, "--teacher")
     cfg.model.teacher_ckpt = teacher

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.device import get_device
-from mmengine.registry import DATASETS, HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, RUNNERS
+from mmengine.model import is_model_wrapper
+from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 
-from mskd_plugin.checkpoints.weights import check_source
-from mskd_plugin.errors import SettingError, nearest
+from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.phases import check_epochs
 from mskd_plugin.hooks.preflight import check_data_roots
-from mskd_plugin.switches import FROZEN_TEACHER, computes_fused
+from mskd_plugin.launch.checks import check_settings
 
 
 def build_runner(cfg: Config) -> Runner:
-    """Build the runner of a checked config, with its loops and its optimizer.
+    """Build the runner of a checked config, with its loops, its optimizer and its schedules.
 
     Raises:
         SettingError: If data are missing, or a type of the config does not take its settings.
     """
     check_data_roots(cfg)
-    if cfg.model.get("type") in FROZEN_TEACHER and cfg.model.get("teacher_ckpt"):
-        check_source(cfg.model.teacher_ckpt, "model.teacher_ckpt")  # before the config is printed
-    _check_optimizer(cfg)
-    _check_hooks(cfg)
+    check_settings(cfg)
     try:
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         # The runner would build these when it starts, in the same order.
         if _with_data(runner, "train") is not None:
+            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+            check_epochs(model, runner.train_loop)
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
+            runner.auto_scale_lr = None  # not twice
+            if runner.param_schedulers is not None:
+                runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
         for stage in ("val", "test"):
             _with_data(runner, stage)
-    except (KeyError, TypeError) as error:
+    except SettingError:
+        raise
+    except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
         raise SettingError(
             "the config",
             "types that are registered, with settings that they take",
-            f"{type(error).__name__}: {error}",
+            f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})",
         ) from error
     return runner
 
@@ -73,45 +81,3 @@ def _data_of(stage: str) -> Iterator[None]:
             "data that its type can read",
             f"{type(error).__name__}: {error}",
         ) from error
-
-
-def _check_optimizer(cfg: Config) -> None:
-    """Name an unknown optimizer; MMEngine's own error is that None is not callable."""
-    wrapper = (cfg.get("optim_wrapper") or {}).get("type")
-    if isinstance(wrapper, str) and OPTIM_WRAPPERS.get(wrapper) is None:
-        raise SettingError(
-            "optim_wrapper.type",
-            "a registered optimizer wrapper",
-            repr(wrapper),
-            nearest(wrapper, OPTIM_WRAPPERS.module_dict),
-        )
-    optimizer = (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
-    kind = optimizer.get("type")
-    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
-        raise SettingError(
-            "optim_wrapper.optimizer.type",
-            "a registered optimizer",
-            repr(kind),
-            nearest(kind, OPTIMIZERS.module_dict),
-        )
-    if optimizer.get("fused") and not computes_fused(optimizer):
-        raise SettingError(
-            "optim_wrapper.optimizer.fused",
-            f"False, since this torch has no fused {kind} on {get_device()}",
-            True,
-        )
-
-
-def _check_hooks(cfg: Config) -> None:
-    """Name a mistyped default hook or switch before the runner makes its work folder."""
-    hooks = cfg.get("default_hooks") or {}
-    for name, hook in hooks.items():
-        if isinstance(hook, dict) and "type" not in hook:
-            raise SettingError(
-                f"default_hooks.{name}",
-                "a hook with a type",
-                dict(hook),
-                nearest(name, {*hooks} - {name}),
-            )
-        if isinstance(hook, dict) and hook["type"] == "FastNetworksHook":
-            HOOKS.build(hook)

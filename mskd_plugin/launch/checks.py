@@ -1,0 +1,140 @@
+"""Settings that MMEngine would stumble over late, or name badly, checked on the config alone."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from pathlib import Path
+from typing import Any
+
+from mmengine.config import Config, ConfigDict
+from mmengine.device import get_device
+from mmengine.hooks import CheckpointHook
+from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.runner import Runner
+
+from mskd_plugin.checkpoints.weights import check_source
+from mskd_plugin.errors import SettingError, check_count, nearest
+from mskd_plugin.switches import computes_fused, has_frozen_teacher
+
+#: Whole numbers, each with the least that works.
+COUNTS = {
+    "train_cfg.max_epochs": 1,
+    "train_cfg.max_iters": 1,
+    "train_cfg.val_interval": 1,
+    "optim_wrapper.accumulative_counts": 1,
+    "randomness.seed": 0,
+    "default_hooks.logger.interval": 1,
+    "default_hooks.checkpoint.interval": -1,
+    "default_hooks.checkpoint.max_keep_ckpts": -1,
+    **{f"{stage}_dataloader.batch_size": 1 for stage in ("train", "val", "test")},
+    **{f"{stage}_dataloader.num_workers": 0 for stage in ("train", "val", "test")},
+}
+#: What each launcher tells the processes that it starts.
+RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
+MAX_SEED = 2**32 - 1
+
+
+def check_settings(cfg: Config) -> None:
+    """Check a config before anything is built or written.
+
+    Raises:
+        SettingError: With the first setting that cannot work.
+    """
+    _check_launcher(cfg)
+    _check_folder(cfg.work_dir)
+    for setting, least in COUNTS.items():
+        value = _value(cfg, setting)
+        if value is not None:
+            check_count(setting, value, least)
+    seed = _value(cfg, "randomness.seed")
+    if seed is not None and seed > MAX_SEED:
+        raise SettingError("randomness.seed", f"a whole number of at most {MAX_SEED}", seed)
+    start = cfg.get("load_from")
+    if start and "://" not in start and not Path(start).is_file():
+        raise SettingError("load_from", "a checkpoint", f"{start!r}, which is not there")
+    if has_frozen_teacher(cfg.model) and cfg.model.get("teacher_ckpt"):
+        check_source(cfg.model.teacher_ckpt, "model.teacher_ckpt")  # before the config is printed
+    _check_optimizer(cfg)
+    _check_hooks(cfg)
+
+
+def _value(cfg: Config, setting: str) -> Any:
+    """Return a setting, or None where the config does not state it."""
+    value: Any = cfg
+    for key in setting.split("."):
+        value = value.get(key) if isinstance(value, (Config, ConfigDict)) else None
+    return value
+
+
+def _check_launcher(cfg: Config) -> None:
+    """Name a launcher that has not started this process."""
+    rank = RANKS.get(cfg.get("launcher", "none"))
+    if rank is not None and rank not in os.environ:
+        raise SettingError(
+            "--launcher",
+            "'none', or what has started this process (tools/dist_train.sh, tools/slurm_train.sh)",
+            f"{cfg.launcher!r} without {rank} in the environment",
+        )
+
+
+def _check_folder(work_dir: str) -> None:
+    """Name a file in the place of the work folder or of one above it."""
+    for path in (Path(work_dir), *Path(work_dir).parents):
+        if path.exists() and not path.is_dir():
+            raise SettingError("--work-dir", "a folder", f"{work_dir!r}, where {path} is a file")
+
+
+def _check_optimizer(cfg: Config) -> None:
+    """Name an unknown optimizer; MMEngine's own error is that None is not callable."""
+    wrapper = (cfg.get("optim_wrapper") or {}).get("type")
+    if isinstance(wrapper, str) and OPTIM_WRAPPERS.get(wrapper) is None:
+        raise SettingError(
+            "optim_wrapper.type",
+            "a registered optimizer wrapper",
+            repr(wrapper),
+            nearest(wrapper, OPTIM_WRAPPERS.module_dict),
+        )
+    optimizer = (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
+    kind = optimizer.get("type")
+    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+        raise SettingError(
+            "optim_wrapper.optimizer.type",
+            "a registered optimizer",
+            repr(kind),
+            nearest(kind, OPTIMIZERS.module_dict),
+        )
+    if optimizer.get("fused") and not computes_fused(optimizer):
+        raise SettingError(
+            "optim_wrapper.optimizer.fused",
+            f"False, since this torch has no fused {kind} on {get_device()}",
+            True,
+        )
+
+
+def _check_hooks(cfg: Config) -> None:
+    """Name a mistyped default hook or switch before the runner makes its work folder."""
+    hooks = cfg.get("default_hooks") or {}
+    for name, hook in hooks.items():
+        if isinstance(hook, dict) and "type" not in hook:
+            raise SettingError(
+                f"default_hooks.{name}",
+                "a hook with a type",
+                dict(hook),
+                nearest(name, {*hooks} - {name}),
+            )
+        if isinstance(hook, dict) and hook["type"] == "FastNetworksHook":
+            HOOKS.build(hook)
+        if isinstance(hook, dict) and hook["type"] in ("CheckpointHook", CheckpointHook):
+            _check_checkpoint_hook(f"default_hooks.{name}", hook)
+
+
+def _check_checkpoint_hook(setting: str, hook: ConfigDict) -> None:
+    """Name what MMEngine's hook would hand on until the first checkpoint is written."""
+    known = {"type", "priority"}
+    for function in (CheckpointHook.__init__, Runner.save_checkpoint):
+        known |= inspect.signature(function).parameters.keys()
+    for key in hook.keys() - known:
+        raise SettingError(
+            f"{setting}.{key}", "a setting of CheckpointHook", repr(hook[key]), nearest(key, known)
+        )

@@ -1,0 +1,105 @@
+"""Settings that are named before anything is built or written."""
+
+from __future__ import annotations
+
+import pytest
+import toy
+
+from mskd_plugin import launch
+from mskd_plugin.errors import SettingError
+from mskd_plugin.launch.checks import COUNTS, check_settings
+
+
+@pytest.fixture(autouse=True)
+def started_by_nobody(monkeypatch):
+    for name in ("RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.parametrize(
+    "options, told",
+    [
+        (
+            {"optim_wrapper.type": "OptimWraper"},
+            r"optim_wrapper\.type.*Did you mean 'OptimWrapper'",
+        ),
+        (
+            {"default_hooks.network": dict(compile=False)},
+            r"default_hooks\.network`.*a hook with a type.*Did you mean 'networks'",
+        ),
+        ({"default_hooks.networks.compile": dict(mod="max")}, r"compile.*'mod': 'max'"),
+        (
+            {"default_hooks.checkpoint.intervall": 2},
+            r"`default_hooks\.checkpoint\.intervall` .* but got 2\. Did you mean 'interval'",
+        ),
+        ({"load_from": "no.pth"}, "`load_from` to be a checkpoint, but got 'no.pth', which is not"),
+        ({"randomness.seed": 2**32}, "`randomness.seed` .* at most 4294967295, but got 4294967296"),
+        ({"launcher": "pytorch"}, "`--launcher` .* but got 'pytorch' without RANK in the env"),
+        ({"launcher": "slurm"}, "`--launcher` .* but got 'slurm' without SLURM_PROCID"),
+    ],
+    ids=[
+        *["wrapper", "hook", "compile", "checkpoint", "load_from", "seed", "torchrun", "slurm"],
+    ],
+)
+def test_a_mistyped_setting_is_named_before_anything_is_written(tmp_path, options, told):
+    cfg = toy.runner_config(tmp_path, **options)
+    cfg.work_dir = str(tmp_path / "run")
+    with pytest.raises(SettingError, match=told):
+        launch.build_runner(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_optimizer_that_does_not_exist_is_named(tmp_path):
+    cfg = toy.runner_config(tmp_path, **{"optim_wrapper.optimizer.type": "SDG"})
+    with pytest.raises(
+        SettingError, match=r"optim_wrapper\.optimizer\.type.* 'SDG'\. Did you mean 'SGD'\?"
+    ):
+        launch.build_runner(cfg)
+
+
+def test_a_configs_missing_teacher_is_told_before_anything_is_written(tmp_path):
+    cfg = toy.runner_config(tmp_path / "run", **{"model.teacher_ckpt": str(tmp_path / "no.pth")})
+    with pytest.raises(SettingError, match=r"`model\.teacher_ckpt`.*no\.pth', which is not there"):
+        launch.build_runner(cfg)
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"teacher_7.pth"}  # the toy's
+
+
+@pytest.mark.parametrize("setting, least", COUNTS.items())
+def test_counts(tmp_path, setting, least):
+    part, *_ = setting.split(".")
+    for value in (least - 1, "many", 1.5, True):
+        cfg = toy.runner_config(tmp_path, **{setting: value})
+        cfg.work_dir = str(tmp_path / "run")
+        expected = rf"`{setting}` to be a whole number of at least {least}, but got {value!r}"
+        with pytest.raises(SettingError, match=expected):
+            launch.build_runner(cfg)
+    assert not (tmp_path / "run").exists()
+    cfg[part] = None  # nothing is asked of a part that is not there
+    check_settings(cfg)
+
+
+def test_a_file_in_the_place_of_the_work_folder(tmp_path):
+    (tmp_path / "file").touch()
+    for work_dir in (tmp_path / "file", tmp_path / "file" / "run"):
+        cfg = toy.runner_config(tmp_path)
+        cfg.work_dir = str(work_dir)
+        with pytest.raises(SettingError, match="`--work-dir` to be a folder, .*file is a file"):
+            launch.build_runner(cfg)
+
+
+def test_what_a_type_refuses_is_told_with_its_place(tmp_path):
+    for settings, told in (
+        (
+            {"optim_wrapper.optimizer.lr": -1},
+            r"ValueError: Invalid learning rate: -1 \(sgd\.py:\d+",
+        ),
+        ({"param_scheduler.type": "Nope"}, r"KeyError: 'Nope is not in the .* scheduler registry"),
+        (
+            {"param_scheduler.begin": 5, "param_scheduler.end": 4},
+            "ValueError: end should be larger",
+        ),
+        ({"default_hooks.checkpoint.save_best": "foo"}, "ValueError: Cannot infer the rule for"),
+    ):
+        cfg = toy.runner_config(tmp_path, **settings)
+        with pytest.raises(SettingError, match=f"`the config` .* but got {told}"):
+            launch.build_runner(cfg)

@@ -1,0 +1,220 @@
+"""The checks before training, in a real runner on a few digits: nothing has been trained when they
+fail."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import toy
+from mmengine.config import Config
+from mmengine.evaluator import BaseMetric
+from mmpretrain.datasets import CIFAR100
+from mmpretrain.registry import DATASETS
+from mmrazor.engine.hooks import StopDistillHook
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.preflight import check_data_roots, check_stop
+from mskd_plugin.launch import build_runner
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_preflight_counts_classes(tmp_path, role):
+    key = "architecture" if role == "student" else "teacher"
+    model = toy.algorithm(**{key: toy.classifier(role, num_classes=7)})
+    toy.fails(
+        toy.runner_config(tmp_path, model),
+        rf"{role}\.head\.num_classes.*10, the number of classes of Digits, but got 7",
+    )
+
+
+def test_preflight_wants_a_loaded_teacher(tmp_path):
+    toy.fails(
+        toy.runner_config(tmp_path, toy.algorithm()), "teacher_ckpt.*--teacher FILE.*got None"
+    )
+
+
+def test_preflight_compares_normalisations(tmp_path):
+    teacher = dict(toy.classifier("teacher"), data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3))
+    model = toy.algorithm(teacher=teacher, teacher_ckpt=str(toy.teacher_file(tmp_path)))
+    toy.fails(toy.runner_config(tmp_path, model), r"data_preprocessor.*teacher's own mean \[1\.0")
+
+
+def broken(path, value, **loss):
+    """Return the toy distiller with one entry replaced."""
+    cfg = toy.distiller(**loss)
+    target = cfg
+    *parents, last = path
+    for key in parents:
+        target = target[key]
+    target[last] = value
+    return cfg
+
+
+@pytest.mark.parametrize(
+    "path, value, match",
+    [
+        (
+            ("connectors", "stage3_student", "in_channels"),
+            9,
+            "in_channels.*8 channels.*got 9",
+        ),
+        (("connectors", "stage3_teacher", "scales"), (1, 2), "student_regions.*2.*got 3"),
+        (("connectors", "stage3_teacher", "scales"), (1, 2, 9), "scales.*scale 9.*side of 8"),
+        (
+            ("teacher_recorders", "stage3"),
+            dict(type="ModuleInputs", source="head.loss_module"),
+            "model.distiller.*record_idx",  # the teacher computes no loss: nothing is recorded
+        ),
+    ],
+)
+def test_preflight_runs_connectors_and_losses(tmp_path, path, value, match):
+    model = toy.algorithm(
+        distiller=broken(path, value), teacher_ckpt=str(toy.teacher_file(tmp_path))
+    )
+    toy.fails(toy.runner_config(tmp_path, model), match)
+
+
+def test_preflight_refuses_to_categorize_another_stage(tmp_path):
+    # The map before the last ReLU has the right width, and is not what the classifier reads.
+    source = dict(type="ModuleOutputs", source="backbone.layer3.0.preact")
+    teacher = str(toy.teacher_file(tmp_path))
+    wrong = broken(("teacher_recorders", "stage3"), source, keep="consistent")
+    model = toy.algorithm(distiller=wrong, teacher_ckpt=teacher)
+    toy.fails(toy.runner_config(tmp_path / "wrong", model), "teacher_regions.*feeds the teacher's")
+    right = toy.algorithm(distiller=toy.distiller(keep="consistent"), teacher_ckpt=teacher)
+    _, steps = toy.train(toy.runner_config(tmp_path / "right", right))
+    assert steps.count == 6
+
+
+def test_preflight_finds_a_loss_that_is_not_finite(tmp_path):
+    path = toy.teacher_file(tmp_path)
+    weights = torch.load(path)
+    weights["state_dict"]["backbone.layer3.0.bn2.weight"].fill_(float("nan"))
+    torch.save(weights, path)
+    model = toy.algorithm(teacher_ckpt=str(path))
+    toy.fails(toy.runner_config(tmp_path, model), "distill.loss_mskd_stage3.*finite.*nan")
+
+
+def test_preflight_changes_nothing(tmp_path):
+    results = []
+    for hooks in ([dict(type="PreflightHook"), dict(type="TeacherEvaluationHook")], []):
+        cfg = toy.runner_config(tmp_path / str(len(hooks)), custom_hooks=hooks)
+        runner, steps = toy.train(cfg)
+        results.append((steps.inputs, runner.model.state_dict()))
+    assert results[0][0] == results[1][0]
+    for name, value in results[0][1].items():
+        assert torch.equal(value, results[1][1][name]), name
+
+
+def test_preflight_compares_the_starts_of_the_processes(tmp_path, monkeypatch):
+    starts = lambda own: [own, (1, 3)]  # noqa: E731
+    monkeypatch.setattr("mskd_plugin.hooks.preflight.all_gather_object", starts)
+    toy.fails(toy.runner_config(tmp_path), r"--work-dir.*all nodes share.*\[\(0, 0\), \(1, 3\)\]")
+
+
+@pytest.mark.parametrize("unused", [False, True, None])
+def test_preflight_wants_unused_parameters_found_where_distillation_stops(tmp_path, unused):
+    runner = build_runner(toy.runner_config(tmp_path))
+    runner.register_hook(StopDistillHook(stop_epoch=1))
+    model = runner.model
+    if unused is not None:  # as in DistributedDataParallel
+        model.find_unused_parameters = unused
+    if unused is False:
+        with pytest.raises(SettingError, match="find_unused_parameters.*StopDistillHook"):
+            check_stop(runner, model)
+        model.distiller.requires_grad_(False)
+    check_stop(runner, model)
+    runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, StopDistillHook)]
+    model.distiller.requires_grad_(True)
+    check_stop(runner, model)
+
+
+def test_preflight_refuses_records_inside_what_is_recomputed(tmp_path):
+    cfg = toy.runner_config(tmp_path, activation_checkpointing=["architecture.backbone"])
+    toy.fails(
+        cfg, "activation_checkpointing.*'architecture.backbone', with a recorder of 'backbone"
+    )
+    cfg = toy.runner_config(tmp_path / "b", activation_checkpointing="architecture.backbone.layer3")
+    toy.train(cfg)  # the record is what the module returns
+
+
+def test_missing_data_are_named(tmp_path):
+    cfg = toy.runner_config(tmp_path)
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / "nowhere")
+    with pytest.raises(SettingError, match="train_dataloader.dataset.data_root.*nowhere"):
+        build_runner(cfg)
+
+
+def test_cifar_100_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(toy.ROOT / "configs" / "cifar100" / "teacher_resnet32x4.py")
+    check_data_roots(cfg)  # passes, although the folder is not there
+
+    def download(url, root, **_):
+        assert (url, Path(root)) == (CIFAR100.url, Path("data/cifar100"))
+        for name, count in (("train", 3), ("test", 2)):
+            file = Path(root, CIFAR100.base_folder, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            images = dict(data=np.zeros((count, 3072), np.uint8), fine_labels=[*range(count)])
+            file.write_bytes(pickle.dumps(images))
+
+    monkeypatch.setattr("mmpretrain.datasets.cifar.download_and_extract_archive", download)
+    monkeypatch.setattr(CIFAR100, "_check_integrity", lambda _: Path("data/cifar100").exists())
+    for loader, count in (("train_dataloader", 3), ("test_dataloader", 2)):
+        assert len(DATASETS.build(cfg[loader].dataset)) == count
+
+
+@pytest.mark.parametrize(
+    "settings, match",
+    [
+        (
+            {"default_hooks.checkpoint.save_best": "top1"},
+            r"save_best` to be 'auto', or out of what validation measures: accuracy/top1, but got "
+            r"'top1'",
+        ),
+        ({"default_hooks.checkpoint.save_best": ["accuracy/top1", "accuracy/top5"]}, "'.*/top5'"),
+        ({"val_evaluator.topk": (1, 11)}, "`val_evaluator` to be metrics .* Top-11 accuracy"),
+    ],
+    ids=["name", "list", "topk"],
+)
+def test_preflight_tries_validation(tmp_path, settings, match):
+    cfg = toy.runner_config(tmp_path, **settings)
+    cfg.default_hooks.checkpoint.rule = "greater"
+    toy.fails(cfg, match)
+
+
+@pytest.mark.parametrize("best", ["auto", "accuracy/top5"])
+def test_preflight_leaves_nothing_of_the_trial(tmp_path, best):
+    cfg = toy.runner_config(tmp_path, **{"default_hooks.checkpoint.save_best": best})
+    cfg.val_evaluator = [dict(type="Accuracy", topk=(1, 5))]
+    runner, _ = toy.train(cfg)
+    shares = runner.message_hub.get_scalar("val/accuracy/top1").data[0]
+    assert len(shares) == 2
+    np.testing.assert_allclose(shares * 20 / 100, (shares * 20 / 100).round(), atol=1e-6)
+    name = "accuracy_top1" if best == "auto" else "accuracy_top5"
+    assert list(tmp_path.glob(f"best_{name}_epoch_*.pth"))
+
+
+def test_preflight_only_warns_of_a_metric_of_ones_own(tmp_path, capsys):
+    class Demanding(BaseMetric):
+        default_prefix = "own"
+
+        def process(self, data_batch, data_samples):
+            self.results += data_samples
+
+        def compute_metrics(self, results):
+            if len(results) < 20:
+                raise ValueError("too few images")
+            return dict(count=len(results))
+
+    cfg = toy.runner_config(tmp_path)
+    cfg.val_evaluator = [Demanding()]
+    runner, _ = toy.train(cfg)
+    assert runner.message_hub.get_scalar("val/own/count").current() == 20
+    assert "WARNING - Validation was tried on two images and failed: ValueError: too few" in (
+        "".join(capsys.readouterr())
+    )
