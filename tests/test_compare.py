@@ -122,7 +122,7 @@ def test_table_and_plot(tmp_path):
         (["--teacher", str(toy.ROOT / "README.md")], "`teacher_ckpt`.*README.md"),
         (["--teacher", "no/such.py"], "`config` to be a config file.*no/such.py"),
         (["--teacher", STUDENT], "`--teacher` to be a config of the pair's teacher.*another"),
-        (["--teacher", TEACHER, "--cfg-options", "optim_wrappr.x=1"], "`--cfg-options`.*keys of"),
+        (["--teacher", TEACHER, "--cfg-options", "optim_wrappr.x=1"], "`--cfg-options`.*settings that"),
         (
             ["--teacher", TEACHER, "--cfg-options", "train_dataloader.dataset.data_root=no/such"],
             "data_root.*a folder with the images.*no/such",
