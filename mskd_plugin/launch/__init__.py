@@ -1,9 +1,11 @@
 """What the command line tools share: a checked config with their options, and its runner."""
 
 from mskd_plugin.launch.config import (
+    CONFIG_SUFFIXES,
     is_distillation,
     keep_student_only,
     load_config,
+    read_config,
     set_teacher,
     use_method,
 )
@@ -12,6 +14,7 @@ from mskd_plugin.launch.resume import check_work_dir, set_resume
 from mskd_plugin.launch.runner import build_datasets, build_runner
 
 __all__ = [
+    "CONFIG_SUFFIXES",
     "add_common_options",
     "add_overrides",
     "add_switches",
@@ -21,6 +24,7 @@ __all__ = [
     "is_distillation",
     "keep_student_only",
     "load_config",
+    "read_config",
     "set_resume",
     "set_teacher",
     "use_method",
