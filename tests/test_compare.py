@@ -113,8 +113,7 @@ def test_table_and_plot(tmp_path):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (["--seeds", "0"], "`--seeds` to be a number above 0, but got 0"),
-        (["--jobs", "-1"], "`--jobs` to be a number above 0, but got -1"),
+        (["--seeds", "0"], "`--seeds` to be a whole number of at least 1, but got 0"),
         (["--methods", "kd", "mskd", "kd"], "`--methods` to be each method once"),
         (["--methods", "kd", "mksd"], "`--method` to be .*'mksd'.*Did you mean 'mskd'"),
         (["--methods", "student", "kd"], "`--teacher` to be given, which kd on this pair needs"),

@@ -9,12 +9,13 @@ from mskd_plugin.launch.config import (
     set_teacher,
     use_method,
 )
-from mskd_plugin.launch.options import add_common_options, add_overrides, add_switches
+from mskd_plugin.launch.options import Count, add_common_options, add_overrides, add_switches
 from mskd_plugin.launch.resume import check_work_dir, set_resume
 from mskd_plugin.launch.runner import build_datasets, build_runner
 
 __all__ = [
     "CONFIG_SUFFIXES",
+    "Count",
     "add_common_options",
     "add_overrides",
     "add_switches",

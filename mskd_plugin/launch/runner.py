@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.device import get_device
@@ -11,7 +12,7 @@ from mmengine.registry import DATASETS, HOOKS, OPTIM_WRAPPERS, OPTIMIZERS, RUNNE
 from mmengine.runner import BaseLoop, Runner
 
 from mskd_plugin.checkpoints.weights import check_source
-from mskd_plugin.errors import SettingError, nearest
+from mskd_plugin.errors import SettingError, check_output, nearest
 from mskd_plugin.hooks.preflight import check_data_roots
 from mskd_plugin.switches import FROZEN_TEACHER, computes_fused
 
@@ -20,9 +21,11 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner of a checked config, with its loops and its optimizer.
 
     Raises:
-        SettingError: If data are missing, or a type of the config does not take its settings.
+        SettingError: If data are missing, the work folder cannot be one, or a type of the config
+            does not take its settings.
     """
     check_data_roots(cfg)
+    check_output("--work-dir", Path(cfg.work_dir), folder=True)
     if cfg.model.get("type") in FROZEN_TEACHER and cfg.model.get("teacher_ckpt"):
         check_source(cfg.model.teacher_ckpt, "model.teacher_ckpt")  # before the config is printed
     _check_optimizer(cfg)
