@@ -1,9 +1,11 @@
-"""The one form of error for settings that cannot work, and a check that many settings share."""
+"""The one form of error for settings that cannot work, and checks that many settings share."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 
 class SettingError(ValueError):
@@ -44,6 +46,38 @@ def check_count(setting: str, value: int, least: int = 1) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise SettingError(setting, f"a whole number of at least {least}", repr(value))
     return value
+
+
+def check_output(
+    setting: str, path: Path, *, folder: bool = False, inputs: Mapping[str, str | Path] = {}
+) -> None:
+    """Check that a file can be written, before what goes into it is computed.
+
+    Args:
+        setting: Name of the setting that names the file.
+        path: The file, whose folders may be new.
+        folder: Whether it is a folder to write into instead.
+        inputs: From names of settings to files that must not be overwritten.
+
+    Raises:
+        SettingError: If ``path`` or what is above it is of another kind or cannot be written, or
+            ``path`` is one of ``inputs``, by whatever name.
+    """
+    full = path.absolute()
+    for name, given in inputs.items():
+        source = Path(given).expanduser()
+        if full.exists() and source.exists() and full.samefile(source):
+            raise SettingError(setting, f"another name than {name}'s", repr(str(path)))
+    there = next(part for part in (full, *full.parents) if os.path.lexists(part))
+    got = repr(str(path)) if there == full else f"{str(path)!r} below {str(there)!r}"
+    expected = "a folder to write into" if folder else "a file to write"
+    needs_folder = folder or there != full
+    if there.is_dir() != needs_folder:
+        raise SettingError(
+            setting, expected, f"{got}, which is {'no' if needs_folder else 'a'} folder"
+        )
+    if not os.access(there, os.W_OK):
+        raise SettingError(setting, expected, f"{got}, which may not be written")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils.data import DataLoader
+
+from mskd_plugin.errors import SettingError
 
 
 def synchronize() -> None:
@@ -98,6 +101,30 @@ def matrix_rate(duration: float = 1.0) -> float:
     while sum(taken) < duration:
         taken.append(seconds(products))
     return 10 * 2 * size**3 / min(taken)
+
+
+def check_whole_batches(loader: DataLoader, batch_size: int) -> None:
+    """Check that a loader that drops the rest has a batch to give: a smaller one would count as
+    whole.
+
+    Raises:
+        SettingError: If the images of an epoch are fewer than ``batch_size``.
+    """
+    if not len(loader):
+        images = len(loader.sampler)  # type: ignore[arg-type]  # those of this process
+        raise SettingError("--batch-size", f"at most {images}, the images there are", batch_size)
+
+
+def markdown_table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:
+    """Format figures as a Markdown table.
+
+    Args:
+        columns: From each title to the format of the cells under it, of a row's figures by name.
+        rows: Figures of each row.
+    """
+    cells = [[form.format_map(row) for form in columns.values()] for row in rows]
+    lines = [[*columns], ["---"] * len(columns), *cells]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_figures(figures: Any, file: Path) -> None:

@@ -51,6 +51,16 @@ def test_batches_are_the_configs_own():
     assert held.loader.dataset.flip_prob == 0.5
 
 
+def test_every_batch_is_a_whole_one():
+    tool = toy.tool("benchmark_data")
+    options = [CONFIG, "--in-memory", "--images", "10", "--batch-size"]
+    for subject in tool.subjects_of(tool.parse_args([*options, "4"])):
+        assert {len(next(subject.batches)["inputs"]) for _ in range(6)} == {4}
+    told = "`--batch-size` to be at most 10, the images there are, but got 11"
+    with pytest.raises(SettingError, match=told):
+        tool.main([*options, "10", "11"])
+
+
 def of_children():
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime

@@ -115,6 +115,21 @@ def test_real_batches_are_the_configs_own(tmp_path, held):
     assert len(first["data_samples"]) == (1 if held else 4)
 
 
+@pytest.mark.parametrize("held", [[], ["--in-memory"]], ids=str)
+def test_every_real_batch_is_a_whole_one(tmp_path, held):
+    config = str(DEMO / "student_resnet8_digits.py")
+    options = ["--cfg-options", "train_dataloader.dataset.indices=10"]
+    args = benchmark_step.parse_args([config, "--real", "--batch-size", "4", *held, *options])
+    args.work_dir = str(tmp_path)
+    subject = benchmark_step.Subject(config, args)
+    assert {len(next(subject.batches)["inputs"]) for _ in range(6)} == {4}
+    forget_runs()
+    args.batch_size = 11
+    told = "`--batch-size` to be at most 10, the images there are, but got 11"
+    with pytest.raises(SettingError, match=told):
+        benchmark_step.Subject(config, args)
+
+
 def test_two_processes_share_the_work(tmp_path):
     file = tmp_path / "rows.json"
     ran = shell(

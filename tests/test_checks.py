@@ -83,7 +83,9 @@ def test_a_file_in_the_place_of_the_work_folder(tmp_path):
     for work_dir in (tmp_path / "file", tmp_path / "file" / "run"):
         cfg = toy.runner_config(tmp_path)
         cfg.work_dir = str(work_dir)
-        with pytest.raises(SettingError, match="`--work-dir` to be a folder, .*file is a file"):
+        with pytest.raises(
+            SettingError, match=r"`--work-dir` to be a folder .*file.*, which is no folder"
+        ):
             launch.build_runner(cfg)
 
 

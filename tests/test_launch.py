@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 import toy
@@ -22,9 +24,44 @@ PAIRS = toy.ROOT / "configs" / "_base_" / "pairs"
 def test_a_config_that_is_missing_or_none(tmp_path):
     with pytest.raises(SettingError, match=r"`config` to be a config file, but got 'no/such\.py'"):
         load(config="no/such.py")
+    with pytest.raises(SettingError, match="`config` to be a config file, .* which is a folder"):
+        load(config=tmp_path)
     (tmp_path / "epoch_1.pth").touch()
     with pytest.raises(SettingError, match=r"`config` to be a file in \.py, .*epoch_1\.pth"):
         load(config=tmp_path / "epoch_1.pth")
+
+
+@pytest.mark.parametrize(
+    "name, text, told",
+    [
+        ("broken.py", "model = dict(\n", r"SyntaxError: .*line 1"),
+        ("copied.py", "_base_ = '../_base_/gone.py'\n", r"FileNotFoundError: .*_base_/gone\.py"),
+        ("wrong.py", "\nmodel = dict(type=ResNet)\n", r"/wrong\.py, line 2: NameError: .*'ResNet'"),
+        ("imports.py", "custom_imports = dict(imports=['no_such'])\n", "No module named 'no_such'"),
+        ("leaf.py", "_base_ = 'broken.py'\n", r"/broken\.py: SyntaxError: .*line 1"),
+        ("broken.json", '{"model": \n', r"JSONDecodeError: .*line 2"),
+        ("list.json", "[1]", "AttributeError: 'list'"),
+        ("broken.yaml", "model: [\n  a: b:\n", "(Scanner|Parser)Error: .*line 2"),
+        ("latin.py", "# \udce4\n", "UnicodeDecodeError: "),
+    ],
+)
+def test_a_config_that_cannot_be_read_is_named_with_the_cause(tmp_path, name, text, told):
+    (tmp_path / "broken.py").write_text("model = dict(\n")
+    (tmp_path / name).write_text(text, errors="surrogateescape")
+    with pytest.raises(SettingError) as refused:
+        load(config=tmp_path / name)
+    message = str(refused.value)
+    assert message.startswith("Expected `config` to be a config that can be read, but got '/")
+    assert re.search(rf"/{name}' \(.*{told}", message) and "\n" not in message
+
+
+def test_a_recipe_in_a_config_speaks_for_itself(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "_base_ = []\nfrom mskd_plugin.errors import SettingError\n"
+        "raise SettingError('pair', 'another', 1)\n"
+    )
+    with pytest.raises(SettingError, match="^Expected `pair` to be another, but got 1.$"):
+        load(config=tmp_path / "own.py")
 
 
 @pytest.mark.parametrize("parts", [launch.TRAINING, launch.TESTING], ids=["train", "test"])

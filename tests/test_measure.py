@@ -42,6 +42,20 @@ def test_peak_memory_counts_what_is_held_at_once():
     assert measure.peak_memory(two_at_once_of_three) == pytest.approx(6, abs=0.01)
 
 
+def test_a_table_has_a_column_for_each_format():
+    columns = {"name": "{name}", "ms (least)": "{ms:.1f} ({least (ms)[0]:.2f})"}
+    rows = [
+        {"name": "a", "ms": 1.26, "least (ms)": [1.0, 7.0]},
+        {"name": "b", "ms": 2, "least (ms)": [0.5]},
+    ]
+    assert measure.markdown_table(columns, rows).splitlines() == [
+        "| name | ms (least) |",
+        "| --- | --- |",
+        "| a | 1.3 (1.00) |",
+        "| b | 2.0 (0.50) |",
+    ]
+
+
 def test_the_matrix_rate_is_the_best_of_operations_over_time(monkeypatch):
     # Ten products of 2,048 squared; the first block warms up, the last one reaches a second.
     taken = iter([9.0, 0.5, 0.4, 0.3])

@@ -30,10 +30,16 @@ from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS, MODELS
 
 from mskd_plugin.cli import run_tool
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import check_output
 from mskd_plugin.hooks.preflight import check_data_roots
-from mskd_plugin.launch import add_overrides, load_config
-from mskd_plugin.measure import device_name, synchronize, write_figures
+from mskd_plugin.launch import TRAINING, Count, add_overrides, load_config
+from mskd_plugin.measure import (
+    check_whole_batches,
+    device_name,
+    markdown_table,
+    synchronize,
+    write_figures,
+)
 from mskd_plugin.switches import use_in_memory
 
 
@@ -75,10 +81,12 @@ class Subject:
         loader = copy.deepcopy(cfg.train_dataloader)
         workers = 0 if loader.dataset.type == "InMemoryImages" else workers
         loader.update(batch_size=batch_size, num_workers=workers, persistent_workers=False)
+        loader.drop_last = True  # every batch counts as a whole one
         loader.pop("prefetch_factor", None)
         init_default_scope(cfg.get("default_scope", "mmpretrain"))
         check_data_roots({"train_dataloader": loader})
         self.loader = Runner.build_dataloader(loader, seed=0)
+        check_whole_batches(self.loader, batch_size)
         preprocessor = cfg.model.get("data_preprocessor") or cfg.data_preprocessor
         self.preprocessor = MODELS.build(preprocessor).to(get_device())
         self.batches = self._batches()
@@ -118,7 +126,7 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
     configs = []
     for path in args.configs:
         options = {"cfg_options": args.cfg_options, "work_dir": None, "launcher": "none"}
-        cfg = load_config(argparse.Namespace(config=path, **options))
+        cfg = load_config(argparse.Namespace(config=path, **options), TRAINING[:1])
         if args.images:
             inner = cfg.train_dataloader.dataset
             while "pipeline" not in inner and "dataset" in inner:
@@ -160,21 +168,16 @@ def report(subjects: list[Subject]) -> list[dict[str, Any]]:
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Format the figures as a Markdown table."""
-    lines = [
-        device_name(),
-        "",
-        "| config | batch | ms per batch | CPU ms per batch (quartiles) | images/s per core "
-        "| relative, by turns |",
-        "| --- " * 6 + "|",
-    ]
-    for row in rows:
-        low, high = row["quartiles"]
-        lines.append(
-            f"| {row['config']} | {row['batch size']} | {row['ms per batch']:.3f} "
-            f"| {row['CPU ms per batch']:.3f} ({low:.3f} to {high:.3f}) "
-            f"| {row['images per second and core']:.0f} | {row['relative']:.1f} |"
-        )
-    return "\n".join(lines)
+    columns = {
+        "config": "{config}",
+        "batch": "{batch size}",
+        "ms per batch": "{ms per batch:.3f}",
+        "CPU ms per batch (quartiles)": "{CPU ms per batch:.3f} "
+        "({quartiles[0]:.3f} to {quartiles[1]:.3f})",
+        "images/s per core": "{images per second and core:.0f}",
+        "relative, by turns": "{relative:.1f}",
+    }
+    return f"{device_name()}\n\n{markdown_table(columns, rows)}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -190,19 +193,21 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--images",
-        type=int,
+        action=Count,
         metavar="N",
         help="N random images in memory through the config's pipeline, in the place of its own",
     )
-    parser.add_argument("--side", type=int, default=32, help="side of --images (default: 32)")
+    parser.add_argument("--side", action=Count, default=32, help="side of --images (default: 32)")
     parser.add_argument(
-        "--batch-size", type=int, nargs="+", help="one or several (default: the first config's)"
+        "--batch-size", action=Count, nargs="+", help="one or several (default: the first config's)"
     )
     parser.add_argument(
-        "--workers", type=int, default=0, help="of loaders whose images are not in memory"
+        "--workers", action=Count, least=0, default=0, help="of loaders with images not in memory"
     )
-    parser.add_argument("--turns", type=int, default=9, help="timed turns (default: 9)")
-    parser.add_argument("--batches", type=int, default=50, help="batches a turn (default: 50)")
+    parser.add_argument(  # at least two, to tell the spread
+        "--turns", action=Count, least=2, default=9, help="timed turns (default: 9)"
+    )
+    parser.add_argument("--batches", action=Count, default=50, help="batches a turn (default: 50)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     add_overrides(parser)
     return parser.parse_args(argv)
@@ -211,8 +216,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     args = parse_args(argv)
-    if args.turns < 2:
-        raise SettingError("--turns", "at least 2, to tell the spread", args.turns)
+    if args.json:
+        check_output("--json", args.json)
     torch.set_num_threads(1)
     subjects = subjects_of(args)
     for turn in range(args.turns + 1):

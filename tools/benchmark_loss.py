@@ -18,10 +18,17 @@ import torch
 
 from mskd_plugin.cli import run_tool
 from mskd_plugin.connectors import MultiScaleDecouplingConnector
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_output
 from mskd_plugin.functional.decoupling import DEFAULT_SCALES
+from mskd_plugin.launch import Count
 from mskd_plugin.losses import MultiScaleContrastiveLoss
-from mskd_plugin.measure import by_turns, device_name, peak_memory, write_figures
+from mskd_plugin.measure import (
+    by_turns,
+    device_name,
+    markdown_table,
+    peak_memory,
+    write_figures,
+)
 
 
 class Case:
@@ -68,6 +75,7 @@ def measure(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]
                 "scales": list(case.scales),
                 "regions": case.regions,
                 "ms": 1e3 * statistics.median(taken),
+                "ms per image": 1e3 * statistics.median(taken) / case.batch_size,
                 "quartiles": [1e3 * low, 1e3 * high],
                 "peak memory (MiB)": peak_memory(case.run),
                 "similarities": case.batch_size**2 * case.regions
@@ -79,18 +87,27 @@ def measure(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Format figures as a Markdown table."""
-    lines = [
-        "| batch size | regions | ms (quartiles) | ms per image | peak MiB | similarities |",
-        "| --- " * 6 + "|",
-    ]
-    for row in rows:
-        low, high = row["quartiles"]
-        lines.append(
-            f"| {row['batch size']} | {row['regions']} | {row['ms']:.2f} ({low:.2f} to {high:.2f}) "
-            f"| {row['ms'] / row['batch size']:.4f} | {row['peak memory (MiB)']:.0f} "
-            f"| {row['similarities']:,} |"
+    columns = {
+        "batch size": "{batch size}",
+        "regions": "{regions}",
+        "ms (quartiles)": "{ms:.2f} ({quartiles[0]:.2f} to {quartiles[1]:.2f})",
+        "ms per image": "{ms per image:.4f}",
+        "peak MiB": "{peak memory (MiB):.0f}",
+        "similarities": "{similarities:,}",
+    }
+    return markdown_table(columns, rows)
+
+
+def check_plot(file: Path) -> None:
+    """Check that matplotlib can write the file, before what it shows is measured."""
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    known = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix.lower().removeprefix(".") not in known:
+        raise SettingError(
+            "--plot", f"a file name that ends with .{', .'.join(known)}", repr(str(file))
         )
-    return "\n".join(lines)
+    check_output("--plot", file)
 
 
 def plot(sweeps: dict[str, list[dict[str, Any]]], file: Path) -> None:
@@ -124,23 +141,30 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         epilog="example: python tools/benchmark_loss.py --plot work_dirs/loss.png",
     )
     parser.add_argument(
-        "--batch-sizes", type=int, nargs="+", default=[64, 128, 256, 512, 1024, 2048], metavar="N"
+        "--batch-sizes",
+        action=Count,
+        nargs="+",
+        default=[64, 128, 256, 512, 1024, 2048],
+        metavar="N",
     )
     parser.add_argument(
-        "--max-scale", type=int, default=8, help="scales up to (1, ..., MAX_SCALE) (default: 8)"
+        "--max-scale", action=Count, default=8, help="scales up to (1, ..., MAX_SCALE) (default: 8)"
     )
-    parser.add_argument("--channels", type=int, default=256, help="of both maps (default: 256)")
-    parser.add_argument("--side", type=int, default=8, help="of both maps (default: 8)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed passes (default: 5)")
+    parser.add_argument("--channels", action=Count, default=256, help="of both maps (default: 256)")
+    parser.add_argument(
+        "--side",
+        action=Count,
+        least=max(DEFAULT_SCALES),
+        default=8,
+        help="of both maps (default: 8)",
+    )
+    parser.add_argument(  # at least two, to tell the spread
+        "--repeats", action=Count, least=2, default=5, help="timed passes (default: 5)"
+    )
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     parser.add_argument("--plot", type=Path, help="also draw them into this file")
     args = parser.parse_args(argv)
-    for name, least in (("channels", 1), ("side", max(DEFAULT_SCALES)), ("repeats", 2)):
-        if getattr(args, name) < least:
-            raise SettingError(f"--{name}", f"at least {least}", getattr(args, name))
-    if min(args.batch_sizes) < 1:
-        raise SettingError("--batch-sizes", "positive numbers", args.batch_sizes)
-    if not 1 <= args.max_scale <= args.side:
+    if args.max_scale > args.side:
         raise SettingError("--max-scale", f"from 1 to the side {args.side}", args.max_scale)
     return args
 
@@ -148,6 +172,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     args = parse_args(argv)
+    if args.json:
+        check_output("--json", args.json)
+    if args.plot:
+        check_plot(args.plot)
     torch.manual_seed(0)
     scales = [tuple(range(1, top + 1)) for top in range(1, args.max_scale + 1)]
     cases = {

@@ -34,13 +34,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mskd_plugin.algorithms import TwoPhaseDistill
 from mskd_plugin.cli import run_tool
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import check_output
 from mskd_plugin.hooks import DeferredRuntimeInfoHook, FastNetworksHook
 from mskd_plugin.hooks.deferred_log import DeferringMessageHub
-from mskd_plugin.launch import add_overrides, build_runner, load_config
+from mskd_plugin.launch import TRAINING, Count, add_overrides, build_runner, load_config
 from mskd_plugin.measure import (
     by_turns,
+    check_whole_batches,
     device_name,
+    markdown_table,
     matrix_rate,
     peak_memory,
     synchronize,
@@ -67,7 +69,10 @@ class Subject:
         self.name = f"{Path(name).stem}{', fast' if fast else ''}"
         launcher = "pytorch" if "LOCAL_RANK" in os.environ else "none"
         cfg = load_config(
-            argparse.Namespace(**{**vars(args), "config": name, "launcher": launcher, "fast": fast})
+            argparse.Namespace(
+                **{**vars(args), "config": name, "launcher": launcher, "fast": fast}
+            ),
+            TRAINING,
         )
         cfg.log_level = "ERROR"
         # mmengine takes runs of one name that begin in the same second for one, with one log.
@@ -81,7 +86,9 @@ class Subject:
         self.batch_size = args.batch_size or cfg.train_dataloader.batch_size
         cfg.train_dataloader.batch_size = self.batch_size
         collate = cfg.train_dataloader.get("collate_fn", {}).get("type", "pseudo_collate")
-        if not args.real:
+        if args.real:
+            cfg.train_dataloader.drop_last = True  # every batch counts as a whole one
+        else:
             for key in ("train", "val", "test"):
                 for part in ("dataloader", "cfg", "evaluator"):
                     cfg.pop(f"{key}_{part}", None)
@@ -91,6 +98,7 @@ class Subject:
         self.inner = self.model.module if is_model_wrapper(self.model) else self.model
         self.student = getattr(self.inner, "architecture", self.inner)
         if args.real:
+            check_whole_batches(runner.train_dataloader, self.batch_size)
             self.batches = self._real(runner)
         else:
             runner.optim_wrapper = runner.build_optim_wrapper(wrapper)
@@ -144,9 +152,8 @@ class Subject:
 
     @staticmethod
     def _real(runner: Any) -> Iterator[dict[str, Any]]:
-        loader = runner.build_dataloader(runner.cfg.train_dataloader)
         while True:
-            yield from loader
+            yield from runner.train_dataloader
 
     def step(self) -> None:
         """Take one training step, and log its losses as the runner does."""
@@ -257,34 +264,31 @@ def report(subjects: list[Subject], memory: list[float], rate: float) -> list[di
 
 def markdown(rows: list[dict[str, Any]], rate: float) -> str:
     """Format the figures as two Markdown tables."""
-    lines = [
-        f"{device_name()}, bfloat16 matrix rate {rate / 1e12:.3g} TFLOP/s",
-        "",
-        "| config | batch | ms per step (quartiles) | images/s | relative time, by turns "
-        "| peak MiB | relative | GFLOP/image | share of matrix rate |",
-        "| --- " * 9 + "|",
+    columns = {
+        "config": "{config}",
+        "batch": "{batch size} x {processes}",
+        "ms per step (quartiles)": "{ms per step:.2f} ({quartiles[0]:.2f} to {quartiles[1]:.2f})",
+        "images/s": "{images per second:.0f}",
+        "relative time, by turns": "{relative time:.3f}, {relative time by turns:.3f}",
+        "peak MiB": "{peak memory (MiB):.0f}",
+        "relative": "{relative memory:.3f}",
+        "GFLOP/image": "{GFLOP per image:.3f}",
+        "share of matrix rate": "{share of matrix rate:.1%}",
+    }
+    figures = "{{parts (ms)[{0}]:.2f}}, {{parts, share of the step[{0}]:.1%}}, {{{0}}}"
+    parts = {"ms, share of the step, relative": "{config}"}
+    parts |= {part: figures.format(part) for part in PARTS}
+    relative = [
+        {part: "-" if to is None else f"{to:.3f}" for part, to in row["parts, relative"].items()}
+        for row in rows
     ]
-    for row in rows:
-        low, high = row["quartiles"]
-        lines.append(
-            f"| {row['config']} | {row['batch size']} x {row['processes']} "
-            f"| {row['ms per step']:.2f} ({low:.2f} to {high:.2f}) "
-            f"| {row['images per second']:.0f} "
-            f"| {row['relative time']:.3f}, {row['relative time by turns']:.3f} "
-            f"| {row['peak memory (MiB)']:.0f} | {row['relative memory']:.3f} "
-            f"| {row['GFLOP per image']:.3f} | {100 * row['share of matrix rate']:.1f}% |"
-        )
-    title = "ms, share of the step, relative"
-    lines += ["", f"| {title} | {' | '.join(PARTS)} |", "| --- " * (len(PARTS) + 1) + "|"]
-    for row in rows:
-        relative = row["parts, relative"]
-        cells = [
-            f"{row['parts (ms)'][part]:.2f}, {row['parts, share of the step'][part]:.1%}, "
-            + ("-" if relative[part] is None else f"{relative[part]:.3f}")
-            for part in PARTS
+    return "\n\n".join(
+        [
+            f"{device_name()}, bfloat16 matrix rate {rate / 1e12:.3g} TFLOP/s",
+            markdown_table(columns, rows),
+            markdown_table(parts, [row | own for row, own in zip(rows, relative)]),
         ]
-        lines.append(f"| {row['config']} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+    )
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -296,10 +300,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("configs", nargs="+", metavar="CONFIG")
     add_overrides(parser)
-    parser.add_argument("--steps", type=int, default=20, help="timed blocks of steps (default: 20)")
-    parser.add_argument("--warmup", type=int, default=3, help="blocks before them (default: 3)")
-    parser.add_argument("--batch-size", type=int, help="default: each config's own")
-    parser.add_argument("--side", type=int, help="side of synthetic images (default: 32 or 224)")
+    parser.add_argument(  # at least two, to tell the spread
+        "--steps", action=Count, least=2, default=20, help="timed blocks of steps (default: 20)"
+    )
+    parser.add_argument(
+        "--warmup", action=Count, least=0, default=3, help="blocks before them (default: 3)"
+    )
+    parser.add_argument("--batch-size", action=Count, help="default: each config's own")
+    parser.add_argument(
+        "--side", action=Count, help="side of synthetic images (default: 32 or 224)"
+    )
     parser.add_argument("--real", action="store_true", help="the config's own training images")
     parser.add_argument(
         "--in-memory",
@@ -317,7 +327,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--block",
-        type=int,
+        action=Count,
         default=10 if torch.cuda.is_available() else 1,
         help="steps between two looks at the clock; in training nobody waits for a GPU after each "
         "step (default: 10 with a GPU, else 1)",
@@ -329,9 +339,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure and print."""
     args = parse_args(argv)
-    for name, least in (("steps", 2), ("warmup", 0), ("block", 1)):
-        if getattr(args, name) < least:
-            raise SettingError(f"--{name}", f"at least {least}", getattr(args, name))
+    if args.json:
+        check_output("--json", args.json)
     with tempfile.TemporaryDirectory() as args.work_dir:
         measure(args)
 

@@ -30,9 +30,11 @@ from mmengine.registry import MODELS, init_default_scope
 
 from mskd_plugin.cli import run_tool
 from mskd_plugin.comparison import Result, plot, read_result, table
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_output
 from mskd_plugin.launch import (
     CONFIG_SUFFIXES,
+    TRAINING,
+    Count,
     add_common_options,
     add_switches,
     build_datasets,
@@ -154,13 +156,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--seeds",
-        type=int,
+        action=Count,
         default=3,
         help="trainings per method, seeds 0 to SEEDS - 1 (default: 3)",
     )
     parser.add_argument(
         "--jobs",
-        type=int,
+        action=Count,
         default=min(os.cpu_count() or 1, 4),
         help="trainings side by side, on the GPUs in turn (default: one per core, at most 4)",
     )
@@ -193,11 +195,8 @@ def check(args: argparse.Namespace) -> dict[str, object]:
         What all trainings have in common, by the names of the settings.
 
     Raises:
-        SettingError: If a setting is out of range, or a training would refuse one.
+        SettingError: If a method is given twice, or a training would refuse a setting.
     """
-    for name in ("seeds", "jobs"):
-        if getattr(args, name) < 1:
-            raise SettingError(f"--{name}", "a number above 0", getattr(args, name))
     if len({*args.methods}) < len(args.methods):
         raise SettingError("--methods", "each method once", " ".join(args.methods))
     parser = argparse.ArgumentParser("compare.py")
@@ -206,7 +205,7 @@ def check(args: argparse.Namespace) -> dict[str, object]:
 
     def read(*arguments: str, **settings: bool) -> Config:
         given = parser.parse_args([*arguments, *shared_options(args)])
-        cfg = load_config(argparse.Namespace(**{**vars(given), **settings}))
+        cfg = load_config(argparse.Namespace(**{**vars(given), **settings}), TRAINING)
         init_default_scope(cfg.get("default_scope", "mmengine"))
         return cfg
 
@@ -285,8 +284,9 @@ def main(argv: list[str] | None = None) -> None:
     """Train all, then print the table and draw the plot."""
     args = parse_args(argv)
     start = time.time()
-    recipe = check(args)
     work_dir = args.work_dir or Path("work_dirs") / f"compare_{Path(args.config).stem}"
+    check_output("--work-dir", work_dir, folder=True)
+    recipe = check(args)
     if args.fresh:
         forget(work_dir)
     check_recipe(work_dir, recipe)

@@ -21,7 +21,8 @@ from mskd_plugin.checkpoints.weights import (
     weights_of,
 )
 from mskd_plugin.cli import run_tool
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_output
+from mskd_plugin.launch import Count
 from mskd_plugin.networks import NETWORKS, classifier, network
 
 
@@ -38,7 +39,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--net", required=True, help=f"one of {', '.join(NETWORKS)}")
     parser.add_argument(
         "--num-classes",
-        type=int,
+        action=Count,
         metavar="N",
         help="classes that the classifier must have (default: 100, for ImageNet networks 1000)",
     )
@@ -62,6 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     """Convert."""
     args = parse_args(argv)
     expected_classes = args.num_classes or network(args.net).num_classes
+    check_output("DST", args.dst, inputs={"SRC": args.src})
     if args.dst.exists() and not args.force:
         raise SettingError(
             "DST", "a new file, or --force to overwrite it", f"{str(args.dst)!r}, which is there"

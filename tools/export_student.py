@@ -29,8 +29,8 @@ from mmpretrain.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 import mskd_plugin
 from mskd_plugin.checkpoints.weights import STUDENT_PREFIX, fit_weights, read_checkpoint, weights_of
 from mskd_plugin.cli import run_tool
-from mskd_plugin.errors import SettingError
-from mskd_plugin.launch import for_classifier
+from mskd_plugin.errors import SettingError, check_output
+from mskd_plugin.launch import Count, for_classifier, read_config
 
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
 HOST_SCOPES = ("mmpretrain", "mmcls", "mmcv", "mmengine")
@@ -55,7 +55,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--image-size",
-        type=int,
+        action=Count,
         metavar="PIXELS",
         help="side to which images are resized where the test pipeline of CONFIG does not resize "
         "(default: that of the training's crops)",
@@ -241,17 +241,14 @@ def main(argv: list[str] | None = None) -> None:
     if args.out.suffix != ".pth":
         raise SettingError("OUT.pth", "a file name that ends with .pth", repr(str(args.out)))
     for path in (args.out, out_config):
+        check_output("OUT.pth", path, inputs={"CONFIG": args.config, "CHECKPOINT": args.checkpoint})
         if path.exists() and not args.force:
             raise SettingError(
                 "OUT.pth",
                 "a new file, or --force to overwrite it",
                 f"{str(path)!r}, which is there",
             )
-    if not args.config.is_file():
-        raise SettingError("CONFIG", "a config file", f"{str(args.config)!r}, which is not there")
-    if out_config.resolve() == args.config.resolve():
-        raise SettingError("OUT.pth", "another name than CONFIG's", repr(str(args.out)))
-    cfg = Config.fromfile(args.config)
+    cfg = read_config(args.config, setting="CONFIG")
     if "model" not in cfg:
         raise SettingError("CONFIG", "a config with a model", repr(str(args.config)))
     checkpoint = read_checkpoint(args.checkpoint, setting="CHECKPOINT")

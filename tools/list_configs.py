@@ -11,10 +11,9 @@ import string
 from collections.abc import Iterator
 from pathlib import Path
 
-from mmengine.config import Config
-
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
+from mskd_plugin.launch import read_config
 from mskd_plugin.recipes import METHODS
 
 PAIRS = Path(__file__).resolve().parent.parent / "configs" / "_base_" / "pairs"
@@ -34,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def matrix(contains: str = "") -> tuple[list[str], dict[str, dict[str, str]]]:
     """Return the pairs' names, and for each method and pair "" or why it does not work."""
     files = sorted(file for file in PAIRS.glob("*.py") if contains in file.stem)
-    bases = {file.stem: Config.fromfile(file) for file in files}
+    bases = {file.stem: read_config(file) for file in files}
     refusals: dict[str, dict[str, str]] = {}
     for name, method in METHODS.items():
         refusals[name] = {}

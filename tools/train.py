@@ -11,6 +11,7 @@ import argparse
 from mskd_plugin.cli import run_tool
 from mskd_plugin.launch import (
     TRAINING,
+    Count,
     add_common_options,
     add_switches,
     build_runner,
@@ -44,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="CHECKPOINT",
         help="continue from CHECKPOINT, or from the newest one in the work folder",
     )
-    parser.add_argument("--seed", type=int, help="random seed (default: the config's)")
+    parser.add_argument("--seed", action=Count, least=0, help="random seed (default: the config's)")
     parser.add_argument(
         "--auto-scale-lr",
         action="store_true",

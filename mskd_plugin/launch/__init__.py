@@ -8,10 +8,11 @@ from mskd_plugin.launch.config import (
     is_distillation,
     keep_student_only,
     load_config,
+    read_config,
     set_teacher,
     use_method,
 )
-from mskd_plugin.launch.options import add_common_options, add_overrides, add_switches
+from mskd_plugin.launch.options import Count, add_common_options, add_overrides, add_switches
 from mskd_plugin.launch.resume import check_work_dir, set_resume
 from mskd_plugin.launch.runner import build_datasets, build_runner
 
@@ -19,6 +20,7 @@ __all__ = [
     "CONFIG_SUFFIXES",
     "TESTING",
     "TRAINING",
+    "Count",
     "add_common_options",
     "add_overrides",
     "add_switches",
@@ -29,6 +31,7 @@ __all__ = [
     "is_distillation",
     "keep_student_only",
     "load_config",
+    "read_config",
     "set_resume",
     "set_teacher",
     "use_method",

@@ -14,7 +14,7 @@ from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.runner import Runner
 
 from mskd_plugin.checkpoints.weights import check_source
-from mskd_plugin.errors import SettingError, check_count, nearest
+from mskd_plugin.errors import SettingError, check_count, check_output, nearest
 from mskd_plugin.switches import computes_fused, has_frozen_teacher
 
 #: Whole numbers, each with the least that works.
@@ -42,7 +42,7 @@ def check_settings(cfg: Config) -> None:
         SettingError: With the first setting that cannot work.
     """
     _check_launcher(cfg)
-    _check_folder(cfg.work_dir)
+    check_output("--work-dir", Path(cfg.work_dir), folder=True)
     for setting, least in COUNTS.items():
         value = _value(cfg, setting)
         if value is not None:
@@ -76,13 +76,6 @@ def _check_launcher(cfg: Config) -> None:
             "'none', or what has started this process (tools/dist_train.sh, tools/slurm_train.sh)",
             f"{cfg.launcher!r} without {rank} in the environment",
         )
-
-
-def _check_folder(work_dir: str) -> None:
-    """Name a file in the place of the work folder or of one above it."""
-    for path in (Path(work_dir), *Path(work_dir).parents):
-        if path.exists() and not path.is_dir():
-            raise SettingError("--work-dir", "a folder", f"{work_dir!r}, where {path} is a file")
 
 
 def _check_optimizer(cfg: Config) -> None:

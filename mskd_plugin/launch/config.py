@@ -6,6 +6,7 @@ import argparse
 import inspect
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -44,6 +45,45 @@ TESTING = ("test_dataloader", "test_cfg", "test_evaluator")
 CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
 
 
+def read_config(path: str | Path, setting: str = "config") -> Config:
+    """Read a config file.
+
+    Args:
+        path: The file.
+        setting: Name of the setting that it comes from, for errors.
+
+    Raises:
+        SettingError: If the file is missing or no config, or it or one of its bases cannot be read.
+    """
+    name = repr(str(path))
+    if not Path(path).is_file():
+        found = "is a folder" if Path(path).is_dir() else "is not there"
+        raise SettingError(setting, "a config file", f"{name}, which {found}")
+    if Path(path).suffix not in CONFIG_SUFFIXES:
+        raise SettingError(setting, f"a file in {', '.join(CONFIG_SUFFIXES)}", name)
+    try:
+        return Config.fromfile(path)
+    except SettingError:  # of a recipe in the config
+        raise
+    except Exception as error:  # a config in Python may raise anything
+        where = ""  # the config or a base of it, and the line if it ran
+        for frame, line in walk_tb(error.__traceback__):
+            if frame.f_code.co_name == "_file2dict":
+                where = f"{frame.f_locals.get('filename')}: "
+            elif frame.f_code.co_name == "<module>":
+                where = f"{frame.f_code.co_filename}, line {line}: "
+                break
+        cause: BaseException = error
+        while isinstance(cause, ImportError) and cause.__context__:  # of what is imported inside
+            cause = cause.__context__
+        message = " ".join(str(cause).split())  # YAML's has several lines
+        raise SettingError(
+            setting,
+            "a config that can be read",
+            f"{name} ({where}{type(cause).__name__}: {message})",
+        ) from error
+
+
 def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
     """Read ``args.config`` and apply the options of :func:`add_common_options`, and ``args.fast``
     and ``args.in_memory`` where there are any.
@@ -58,13 +98,8 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
             a key that nobody reads, goes into a setting that has no parts, or comes too late for
             the model that is made from it.
     """
-    path = Path(args.config)
-    if not path.is_file():
-        raise SettingError("config", "a config file", f"{args.config!r}, which is not there")
-    if path.suffix not in CONFIG_SUFFIXES:
-        raise SettingError("config", f"a file in {', '.join(CONFIG_SUFFIXES)}", repr(args.config))
-    cfg = Config.fromfile(path)
-    stem = path.stem
+    cfg = read_config(args.config)
+    stem = Path(args.config).stem
     early = {key: value for key, value in args.cfg_options.items() if _top(key) in MADE_FROM}
     if getattr(args, "method", None):
         _merge(cfg, early, args.config)

@@ -8,6 +8,8 @@ from typing import Any
 
 from mmengine.config import DictAction
 
+from mskd_plugin.errors import check_count
+
 LAUNCHERS = ("none", "pytorch", "slurm", "mpi")
 
 
@@ -25,6 +27,30 @@ class _Overrides(DictAction):
             if not re.match(r"[^=\s]+=", value) or not _balanced(value):
                 raise argparse.ArgumentError(self, f"expected KEY=VALUE, but got {value!r}")
         super().__call__(parser, namespace, values, option_string)
+
+
+class Count(argparse.Action):
+    """A whole number, or with ``nargs`` several, of at least ``least``.
+
+    Raises:
+        SettingError: Naming the option.
+    """
+
+    def __init__(self, option_strings: list[str], dest: str, least: int = 1, **kwargs: Any) -> None:
+        super().__init__(option_strings, dest, type=int, **kwargs)
+        self.least = least
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Check and keep what was given."""
+        for value in values if isinstance(values, list) else [values]:
+            check_count(self.option_strings[0], value, self.least)
+        setattr(namespace, self.dest, values)
 
 
 def _balanced(text: str) -> bool:

@@ -22,7 +22,8 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner of a checked config, with its loops, its optimizer and its schedules.
 
     Raises:
-        SettingError: If data are missing, or a type of the config does not take its settings.
+        SettingError: If data are missing, the work folder cannot be one, or a type of the config
+            does not take its settings.
     """
     check_data_roots(cfg)
     check_settings(cfg)
