@@ -10,9 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
-
-from mskd_plugin.errors import SettingError
 
 
 def synchronize() -> None:
@@ -101,18 +98,6 @@ def matrix_rate(duration: float = 1.0) -> float:
     while sum(taken) < duration:
         taken.append(seconds(products))
     return 10 * 2 * size**3 / min(taken)
-
-
-def check_whole_batches(loader: DataLoader, batch_size: int) -> None:
-    """Check that a loader that drops the rest has a batch to give: a smaller one would count as
-    whole.
-
-    Raises:
-        SettingError: If the images of an epoch are fewer than ``batch_size``.
-    """
-    if not len(loader):
-        images = len(loader.sampler)  # type: ignore[arg-type]  # those of this process
-        raise SettingError("--batch-size", f"at most {images}, the images there are", batch_size)
 
 
 def markdown_table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]) -> str:

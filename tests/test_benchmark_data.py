@@ -56,7 +56,7 @@ def test_every_batch_is_a_whole_one():
     options = [CONFIG, "--in-memory", "--images", "10", "--batch-size"]
     for subject in tool.subjects_of(tool.parse_args([*options, "4"])):
         assert {len(next(subject.batches)["inputs"]) for _ in range(6)} == {4}
-    told = "`--batch-size` to be at most 10, the images there are, but got 11"
+    told = "`train_dataloader` .* one batch, here of 11, but got 10 images, and drop_last=True"
     with pytest.raises(SettingError, match=told):
         tool.main([*options, "10", "11"])
 

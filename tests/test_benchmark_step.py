@@ -125,7 +125,7 @@ def test_every_real_batch_is_a_whole_one(tmp_path, held):
     assert {len(next(subject.batches)["inputs"]) for _ in range(6)} == {4}
     forget_runs()
     args.batch_size = 11
-    told = "`--batch-size` to be at most 10, the images there are, but got 11"
+    told = "`train_dataloader` .* one batch, here of 11, but got 10 images, and drop_last=True"
     with pytest.raises(SettingError, match=told):
         benchmark_step.Subject(config, args)
 

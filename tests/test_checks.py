@@ -105,3 +105,11 @@ def test_what_a_type_refuses_is_told_with_its_place(tmp_path):
         cfg = toy.runner_config(tmp_path, **settings)
         with pytest.raises(SettingError, match=f"`the config` .* but got {told}"):
             launch.build_runner(cfg)
+
+
+def test_an_epoch_without_a_batch(tmp_path):
+    cfg = toy.runner_config(tmp_path, **{"train_dataloader.dataset.indices": 7})
+    assert len(launch.build_runner(cfg).train_dataloader) == 1
+    cfg.train_dataloader.drop_last = True
+    with pytest.raises(SettingError, match="`train_dataloader` .* of 8, but got 7 images, and dr"):
+        launch.build_runner(cfg)

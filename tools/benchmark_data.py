@@ -32,9 +32,8 @@ from mmpretrain.registry import DATASETS, MODELS
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import check_output
 from mskd_plugin.hooks.preflight import check_data_roots
-from mskd_plugin.launch import TRAINING, Count, add_overrides, load_config
+from mskd_plugin.launch import TRAINING, Count, add_overrides, check_batches, load_config
 from mskd_plugin.measure import (
-    check_whole_batches,
     device_name,
     markdown_table,
     synchronize,
@@ -86,7 +85,7 @@ class Subject:
         init_default_scope(cfg.get("default_scope", "mmpretrain"))
         check_data_roots({"train_dataloader": loader})
         self.loader = Runner.build_dataloader(loader, seed=0)
-        check_whole_batches(self.loader, batch_size)
+        check_batches(self.loader)
         preprocessor = cfg.model.get("data_preprocessor") or cfg.data_preprocessor
         self.preprocessor = MODELS.build(preprocessor).to(get_device())
         self.batches = self._batches()

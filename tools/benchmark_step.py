@@ -40,7 +40,6 @@ from mskd_plugin.hooks.deferred_log import DeferringMessageHub
 from mskd_plugin.launch import TRAINING, Count, add_overrides, build_runner, load_config
 from mskd_plugin.measure import (
     by_turns,
-    check_whole_batches,
     device_name,
     markdown_table,
     matrix_rate,
@@ -98,7 +97,6 @@ class Subject:
         self.inner = self.model.module if is_model_wrapper(self.model) else self.model
         self.student = getattr(self.inner, "architecture", self.inner)
         if args.real:
-            check_whole_batches(runner.train_dataloader, self.batch_size)
             self.batches = self._real(runner)
         else:
             runner.optim_wrapper = runner.build_optim_wrapper(wrapper)

@@ -14,7 +14,7 @@ from mskd_plugin.launch.config import (
 )
 from mskd_plugin.launch.options import Count, add_common_options, add_overrides, add_switches
 from mskd_plugin.launch.resume import check_work_dir, set_resume
-from mskd_plugin.launch.runner import build_datasets, build_runner
+from mskd_plugin.launch.runner import build_datasets, build_runner, check_batches
 
 __all__ = [
     "CONFIG_SUFFIXES",
@@ -26,6 +26,7 @@ __all__ = [
     "add_switches",
     "build_datasets",
     "build_runner",
+    "check_batches",
     "check_work_dir",
     "for_classifier",
     "is_distillation",

@@ -11,6 +11,7 @@ from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
+from torch.utils.data import DataLoader
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.phases import check_epochs
@@ -33,6 +34,7 @@ def build_runner(cfg: Config) -> Runner:
         if _with_data(runner, "train") is not None:
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             check_epochs(model, runner.train_loop)
+            check_batches(runner.train_dataloader)
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
             runner.auto_scale_lr = None  # not twice
@@ -50,6 +52,22 @@ def build_runner(cfg: Config) -> Runner:
             f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})",
         ) from error
     return runner
+
+
+def check_batches(loader: DataLoader) -> None:
+    """Check that a training's data loader has a batch to give, before schedules count them.
+
+    Raises:
+        SettingError: If it has none: without images, or with fewer than those of a batch and
+            ``drop_last``.
+    """
+    if not len(loader):
+        size = loader.batch_size
+        raise SettingError(
+            "train_dataloader",
+            f"a loader of at least one batch, here of {size}",
+            f"{len(loader.dataset)} images, and drop_last={loader.drop_last}",  # type: ignore[arg-type]
+        )
 
 
 def build_datasets(cfg: Config) -> None:
