@@ -1,6 +1,7 @@
 """What the command line tools share: a checked config with their options, and its runner."""
 
 from mskd_plugin.launch.config import (
+    CONFIG_SUFFIXES,
     is_distillation,
     keep_student_only,
     load_config,
@@ -8,10 +9,11 @@ from mskd_plugin.launch.config import (
     use_method,
 )
 from mskd_plugin.launch.options import add_common_options, add_overrides, add_switches
-from mskd_plugin.launch.resume import check_work_dir, set_resume
+from mskd_plugin.launch.resume import check_work_dir, newest_checkpoint, set_resume
 from mskd_plugin.launch.runner import build_datasets, build_runner
 
 __all__ = [
+    "CONFIG_SUFFIXES",
     "add_common_options",
     "add_overrides",
     "add_switches",
@@ -21,6 +23,7 @@ __all__ = [
     "is_distillation",
     "keep_student_only",
     "load_config",
+    "newest_checkpoint",
     "set_resume",
     "set_teacher",
     "use_method",

@@ -13,6 +13,7 @@ from mmengine.runner import BaseLoop, Runner
 from mskd_plugin.checkpoints.weights import check_source
 from mskd_plugin.errors import SettingError, nearest
 from mskd_plugin.hooks.preflight import check_data_roots
+from mskd_plugin.launch.resume import check_resumed
 from mskd_plugin.switches import FROZEN_TEACHER, computes_fused
 
 
@@ -20,7 +21,8 @@ def build_runner(cfg: Config) -> Runner:
     """Build the runner of a checked config, with its loops and its optimizer.
 
     Raises:
-        SettingError: If data are missing, or a type of the config does not take its settings.
+        SettingError: If data are missing, a type of the config does not take its settings, or the
+            training continues from a checkpoint that is not one of it.
     """
     check_data_roots(cfg)
     if cfg.model.get("type") in FROZEN_TEACHER and cfg.model.get("teacher_ckpt"):
@@ -28,6 +30,7 @@ def build_runner(cfg: Config) -> Runner:
     _check_optimizer(cfg)
     _check_hooks(cfg)
     try:
+        changes = check_resumed(cfg)
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         # The runner would build these when it starts, in the same order.
         if _with_data(runner, "train") is not None:
@@ -40,6 +43,8 @@ def build_runner(cfg: Config) -> Runner:
             "types that are registered, with settings that they take",
             f"{type(error).__name__}: {error}",
         ) from error
+    if changes:
+        runner.logger.warning(f"The method is resumed with other settings: {changes}.")
     return runner
 
 
