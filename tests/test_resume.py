@@ -177,6 +177,7 @@ def test_what_the_runner_adds_to_the_model(tmp_path):
 
     cfg = config(method="student")
     del cfg.model.data_preprocessor
+    cfg.model.pop("_scope_", None)  # as in configs of mmpretrain alone
     cfg.data_preprocessor = dict(type=Counting)
     state = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor}).state_dict()
     assert "data_preprocessor.count" in state
