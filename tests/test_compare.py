@@ -275,6 +275,8 @@ def test_from_an_interrupted_teacher_to_the_table(compare, tmp_path, capsys, mon
         return popen(command, **settings)
 
     use(note)
+    # As if the folder had been moved.
+    (tmp_path / "teacher" / "last_checkpoint").write_text("/no/such/folder/epoch_2.pth")
     compare.main([*arguments, "--methods", "mskd", "fitnet", *options])
     again = capsys.readouterr().out
     assert again.count("reusing the finished training") == 3  # the teacher and MSKD's

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 
 import pytest
@@ -81,6 +82,18 @@ def test_two_processes_test_as_one_does(two_processes):
     # 25 images: the 26th, which evens the shares out, must not count.
     assert of_two == json.loads(report.read_text())["accuracy/top1"]
     assert (of_two * 25 / 100) == pytest.approx(round(of_two * 25 / 100))
+
+
+def test_two_processes_resume_in_a_copied_folder(two_processes):
+    copy = shutil.copytree(two_processes / "two", two_processes / "copy")
+    ran = shell(
+        *["dist_train.sh", two_processes / "toy.py", 2, "--work-dir", copy, "--resume"],
+        *["--cfg-options", "train_dataloader.batch_size=4", "train_cfg.max_epochs=3"],
+    )
+    assert ran.returncode == 0, ran.stderr
+    _, log = sorted(copy.glob("*/*.log"))
+    assert f"from {copy / 'epoch_2.pth'}" in log.read_text()
+    assert (copy / "epoch_3.pth").exists()
 
 
 @pytest.mark.parametrize(

@@ -198,6 +198,12 @@ def test_the_learning_rate_is_scaled_on_demand(tmp_path):
             False,
         ),
         ([MSKD, "--resume", "{tmp}/none.pth"], "`--resume` to be a checkpoint, but got", False),
+        ([MSKD, "--resume", "{tmp}"], "which is a folder", False),
+        (
+            [MSKD, "--resume", "{tmp}/teacher_7.pth"],
+            "which has no meta, message_hub. Weights alone begin a new training",
+            False,
+        ),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

@@ -40,6 +40,7 @@ from mskd_plugin.launch import (
     build_datasets,
     is_distillation,
     load_config,
+    newest_checkpoint,
     set_teacher,
 )
 
@@ -297,7 +298,7 @@ def main(argv: list[str] | None = None) -> None:
         print("The teacher")
         folder, environment = work_dir / "teacher", {"OMP_NUM_THREADS": str(args.jobs)}
         train([teacher, *options], folder, 0, "teacher", environment, running)
-        teacher = (folder / "last_checkpoint").read_text().strip()
+        teacher = newest_checkpoint(folder)
     free = environments(args.jobs)
 
     def run(job: tuple[int, str]) -> Result:

@@ -64,6 +64,8 @@ def main(argv: list[str] | None = None) -> None:
         use_mixed_precision(cfg)
     if args.resume is not None:
         set_resume(cfg, args.resume)
+    elif cfg.get("resume") and not cfg.get("load_from"):
+        set_resume(cfg, "auto")
     if args.seed is not None:
         cfg.randomness = {**cfg.get("randomness", {}), "seed": args.seed}
     if args.auto_scale_lr:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from mskd_plugin.checkpoints.stated_config import stated_config
 from mskd_plugin.errors import SettingError
 
 #: Differences up to this share of the standard deviation are roundings of one published number.
@@ -20,11 +20,11 @@ _NAMES = ("mean", "std")
 def stated_normalization(checkpoint: Mapping[str, Any]) -> dict[str, list[float]]:
     """Return the mean and std that the config inside a checkpoint of OpenMMLab's states.
 
-    The config is read as text, not run. That of a model goes before that of the run.
+    The normalisation of a model goes before that of the run; before MMEngine it was
+    ``img_norm_cfg``.
 
     Args:
-        checkpoint: What the file holds. MMEngine keeps the config under ``meta.cfg``; before
-            MMEngine it was ``meta.config``, with the numbers in ``img_norm_cfg``.
+        checkpoint: See :func:`mskd_plugin.checkpoints.stated_config.stated_config`.
 
     Returns:
         ``mean`` and ``std``, one number a channel or one for all; empty where the checkpoint
@@ -37,47 +37,21 @@ def stated_normalization(checkpoint: Mapping[str, Any]) -> dict[str, list[float]
         >>> stated_normalization({})
         {}
     """
-    meta = checkpoint.get("meta")
-    texts = [meta.get(key) for key in ("cfg", "config")] if isinstance(meta, Mapping) else []
-    text = next(filter(None, texts), None)
-    if not isinstance(text, str):
-        return {}
-    try:
-        statements = ast.parse(text).body
-    except (SyntaxError, ValueError):
-        return {}
-    top = {
-        target.id: node.value
-        for node in statements
-        if isinstance(node, ast.Assign)
-        for target in node.targets
-        if isinstance(target, ast.Name)
-    }
-    of_model = dict(_entries(top.get("model"))).get("data_preprocessor")
+    top = stated_config(checkpoint)
+    of_model = _settings(top.get("model")).get("data_preprocessor")
     for place in (of_model, top.get("data_preprocessor"), top.get("img_norm_cfg")):
-        entries = dict(_entries(place))
-        stated = {name: _numbers(entries.get(name)) for name in _NAMES}
+        stated = {name: _numbers(_settings(place).get(name)) for name in _NAMES}
         if all(stated.values()):
             return stated
     return {}
 
 
-def _entries(node: ast.expr | None) -> Iterator[tuple[str, ast.expr]]:
-    """Yield the keys and values of ``dict(...)`` or ``{...}``."""
-    if isinstance(node, ast.Call):
-        yield from ((keyword.arg, keyword.value) for keyword in node.keywords if keyword.arg)
-    elif isinstance(node, ast.Dict):
-        for key, value in zip(node.keys, node.values):
-            if isinstance(key, ast.Constant) and isinstance(key.value, str):
-                yield key.value, value
+def _settings(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
-def _numbers(node: ast.expr | None) -> list[float]:
-    try:
-        value = ast.literal_eval(node) if node is not None else ()
-    except ValueError:
-        return []
-    values = list(value) if isinstance(value, (list, tuple)) else [value]
+def _numbers(value: Any) -> list[float]:
+    values = value if isinstance(value, list) else [value]
     return [float(v) for v in values] if all(isinstance(v, (int, float)) for v in values) else []
 
 

@@ -176,6 +176,20 @@ def fit_weights(
     return layout, {**own, **renamed[layout]}
 
 
+def differences(own: Mapping[str, Any], weights: Mapping[str, Any]) -> str:
+    """Tell how weights differ from a model's own: missing and unexpected keys, differing shapes.
+
+    Args:
+        own: The model's ``state_dict``.
+        weights: A ``state_dict`` in its names. What is no tensor in either is not compared.
+
+    Returns:
+        The differences; empty where there are none.
+    """
+    tensors = [{k: v for k, v in part.items() if isinstance(v, Tensor)} for part in (own, weights)]
+    return str(_compare(*tensors))
+
+
 def class_count(weights: Weights) -> int | None:
     """Return the number of classes of the classifier among the weights, None if there is no
     classifier.

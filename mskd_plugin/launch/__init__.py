@@ -13,7 +13,7 @@ from mskd_plugin.launch.config import (
     use_method,
 )
 from mskd_plugin.launch.options import Count, add_common_options, add_overrides, add_switches
-from mskd_plugin.launch.resume import check_work_dir, set_resume
+from mskd_plugin.launch.resume import check_work_dir, newest_checkpoint, set_resume
 from mskd_plugin.launch.runner import build_datasets, build_runner, check_batches
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "is_distillation",
     "keep_student_only",
     "load_config",
+    "newest_checkpoint",
     "read_config",
     "set_resume",
     "set_teacher",

@@ -1,13 +1,23 @@
-"""Continuing a training, and leaving the checkpoints of others alone."""
+"""Continuing a training from a checkpoint of it, and leaving the checkpoints of others alone."""
 
 from __future__ import annotations
 
+import copy
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from mmengine.config import Config
+from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import find_latest_checkpoint
 
+from mskd_plugin.checkpoints.stated_config import stated_config
+from mskd_plugin.checkpoints.weights import differences, read_checkpoint
 from mskd_plugin.errors import SettingError
+
+#: The parts of a distiller whose types tell a method from another.
+METHOD_PARTS = ("distill_losses.", "connectors.")
 
 
 def set_resume(cfg: Config, checkpoint: str) -> None:
@@ -23,13 +33,41 @@ def set_resume(cfg: Config, checkpoint: str) -> None:
     """
     cfg.resume = True
     if checkpoint == "auto":
+        newest = newest_checkpoint(cfg.work_dir)
         if cfg.get("load_from"):  # which the runner would resume from, whatever is in the folder
-            newest = find_latest_checkpoint(cfg.work_dir)
             cfg.resume, cfg.load_from = newest is not None, newest or cfg.load_from
+        elif newest and newest != find_latest_checkpoint(cfg.work_dir):
+            cfg.load_from = newest  # else left to the runner: its config serves other folders, too
         return
     if not Path(checkpoint).is_file():
-        raise SettingError("--resume", "a checkpoint", f"{checkpoint!r}, which is not there")
+        what = "a folder" if Path(checkpoint).is_dir() else "not there"
+        raise SettingError("--resume", "a checkpoint", f"{checkpoint!r}, which is {what}")
     cfg.load_from = checkpoint
+
+
+def newest_checkpoint(work_dir: str | Path) -> str | None:
+    """Return the newest checkpoint of a work folder, which may have been moved; None without any.
+
+    MMEngine notes its path as it was when it was written. The file of that name in the folder
+    itself goes first, for the folder may be a copy.
+
+    Raises:
+        SettingError: If the file is neither in the folder nor where it was written.
+    """
+    note = Path(work_dir) / "last_checkpoint"
+    if not note.exists():
+        return None
+    noted = note.read_text().strip()
+    here = os.path.join(os.path.abspath(work_dir), os.path.basename(noted))
+    for path in (here, noted) if noted else ():
+        if "://" in path or os.path.exists(path):
+            return path
+    raise SettingError(
+        "--resume",
+        f"the checkpoint that {note} names",
+        f"{noted!r}, which is not there, and no file of that name in {str(work_dir)!r}",
+        "One that is left can be named: --resume FILE.",
+    )
 
 
 def check_work_dir(cfg: Config) -> None:
@@ -45,4 +83,111 @@ def check_work_dir(cfg: Config) -> None:
             "--work-dir",
             "a folder without checkpoints, or --resume to continue from its own",
             f"{cfg.work_dir!r}, whose checkpoints would be overwritten",
+        )
+
+
+def check_resumed(cfg: Config) -> str:
+    """Check that the checkpoint that a training continues from, if any, is one of this training.
+
+    That is: it holds the progress of a training, and the weights fit the config's networks; and
+    the config inside it, where it states one, has the same losses and connectors. The schedule, the
+    switches, the data and the paths may change. Files that are not on this machine, and those of
+    other runners than MMEngine's own, are not looked at.
+
+    Returns:
+        The settings of the distiller that differ otherwise, its weights and temperatures for
+        example; empty where there are none.
+
+    Raises:
+        SettingError: Naming ``--resume``.
+    """
+    if not cfg.get("resume") or "runner_type" in cfg:
+        return ""
+    source = cfg.get("load_from") or newest_checkpoint(cfg.work_dir)
+    if source is None or "://" in source:
+        return ""
+    checkpoint = read_checkpoint(source, setting="--resume")
+    _check_progress(checkpoint, source)
+    changes = _check_method(cfg, checkpoint, source)
+    _check_weights(cfg, checkpoint["state_dict"], source)
+    return changes
+
+
+def _check_progress(checkpoint: Mapping[str, Any], source: str) -> None:
+    """Check that there is all that MMEngine resumes from, and nothing that it would run."""
+    parts = ("state_dict", "meta", "message_hub")
+    missing = [part for part in parts if not isinstance(checkpoint.get(part), Mapping)]
+    if "meta" not in missing:
+        missing += [f"meta.{key}" for key in ("epoch", "iter") if key not in checkpoint["meta"]]
+    if missing:
+        raise SettingError(
+            "--resume",
+            "a checkpoint that a training wrote, with its progress",
+            f"{source!r}, which has no {', '.join(missing)}",
+            "Weights alone begin a new training: those of the config's model by --cfg-options "
+            "load_from=FILE, a teacher's by --teacher FILE.",
+        )
+    if "config" in checkpoint["meta"]:
+        raise SettingError(
+            "--resume",
+            "a checkpoint without meta.config, whose text MMEngine would run",
+            f"{source!r} with one",
+        )
+
+
+def _check_method(cfg: Config, checkpoint: Mapping[str, Any], source: str) -> str:
+    """Compare the distiller with that of the config inside the checkpoint."""
+    model = stated_config(checkpoint).get("model")
+    if not isinstance(model, dict):
+        return ""
+    before, now = (dict(_flat(of.get("distiller"))) for of in (model, cfg.model))
+    changed = {
+        key: f"{key} is {now.get(key, 'absent')} and was {before.get(key, 'absent')}"
+        for key in sorted({*before, *now})
+        if before.get(key) != now.get(key)
+    }
+    of_method = [
+        text
+        for key, text in changed.items()
+        if key.startswith(METHOD_PARTS) and key.endswith(".type")
+    ]
+    if of_method:
+        raise SettingError(
+            "--resume",
+            "a checkpoint of this config's method",
+            f"{source!r}, whose distiller had other parts: {'; '.join(of_method)}",
+            "Without --resume and with a --work-dir of its own the method trains from the start.",
+        )
+    return "; ".join(changed.values())
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield nested settings by their dotted names, types without their scopes and modules."""
+    if isinstance(value, (dict, list, tuple)):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _flat(part, f"{path}.{key}" if path else str(key))
+    elif path.endswith(".type"):
+        yield path, getattr(value, "__name__", str(value)).split(".")[-1]
+    elif value is not None:
+        yield path, value
+
+
+def _check_weights(cfg: Config, weights: Mapping[str, Any], source: str) -> None:
+    """Compare the weights with those of the config's model, which MMEngine would not."""
+    model = copy.deepcopy(cfg.model)
+    if model.get("teacher_ckpt"):
+        model.teacher_ckpt = None  # not to read, or download, the file for its shapes
+    if cfg.get("data_preprocessor"):
+        model.setdefault("data_preprocessor", cfg.data_preprocessor)  # as the runner does
+    init_default_scope(cfg.get("default_scope") or "mmengine")
+    network = MODELS.build(model)
+    # Checkpoints need not hold a frozen teacher, whose weights are read from their own file.
+    left_out = "teacher." if not getattr(network, "teacher_trainable", True) else ()
+    own, found = (
+        {key: value for key, value in part.items() if not key.startswith(left_out)}
+        for part in (network.state_dict(), weights)
+    )
+    if told := differences(own, found):
+        raise SettingError(
+            "--resume", "a checkpoint of this config's networks", f"{source!r}, with {told}"
         )

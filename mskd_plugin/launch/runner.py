@@ -11,24 +11,26 @@ from mmengine.config import Config
 from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.phases import check_epochs
 from mskd_plugin.hooks.preflight import check_data_roots
 from mskd_plugin.launch.checks import check_settings
+from mskd_plugin.launch.resume import check_resumed
 
 
 def build_runner(cfg: Config) -> Runner:
     """Build the runner of a checked config, with its loops, its optimizer and its schedules.
 
     Raises:
-        SettingError: If data are missing, the work folder cannot be one, or a type of the config
-            does not take its settings.
+        SettingError: If data are missing, the work folder cannot be one, a type of the config does
+            not take its settings, or the checkpoint to continue from is another training's.
     """
     check_data_roots(cfg)
     check_settings(cfg)
     try:
+        changes = check_resumed(cfg)
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         # The runner would build these when it starts, in the same order.
         if _with_data(runner, "train") is not None:
@@ -51,6 +53,8 @@ def build_runner(cfg: Config) -> Runner:
             "types that are registered, with settings that they take",
             f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})",
         ) from error
+    if changes:
+        runner.logger.warning(f"The method is resumed with other settings: {changes}.")
     return runner
 
 
@@ -61,7 +65,7 @@ def check_batches(loader: DataLoader) -> None:
         SettingError: If it has none: without images, or with fewer than those of a batch and
             ``drop_last``.
     """
-    if not len(loader):
+    if not isinstance(loader.dataset, IterableDataset) and not len(loader):
         size = loader.batch_size
         raise SettingError(
             "train_dataloader",

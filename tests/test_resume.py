@@ -1,0 +1,272 @@
+"""What a training is resumed from: a checkpoint of its own method and networks, or one error."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pytest
+import torch
+import toy
+from mmengine.config import Config
+from mmengine.model import BaseDataPreprocessor
+from mmengine.registry import MODELS, DefaultScope, init_default_scope
+from tool_runs import MSKD, forget_runs, scalars
+
+from mskd_plugin import launch
+from mskd_plugin.errors import SettingError
+from mskd_plugin.launch.resume import check_resumed
+from mskd_plugin.switches import use_mixed_precision
+
+PAIR = str(Path(MSKD).parents[1] / "_base_" / "pairs" / "resnet20_resnet8_digits.py")
+LOSS = "model.distiller.distill_losses.loss_kd"
+AS_CLASSES = """
+from mmrazor.models import KLDivergence
+
+from mskd_plugin.connectors import FullPrecisionConnector
+
+model = {model}
+model["distiller"]["distill_losses"]["loss_kd"]["type"] = KLDivergence
+model["distiller"]["connectors"]["logits_full_precision"]["type"] = FullPrecisionConnector
+"""
+
+
+def config(*options, method="kd"):
+    """Load the digits' pair with a method, and with options of the command line."""
+    parser = argparse.ArgumentParser()
+    launch.add_common_options(parser)
+    launch.add_switches(parser)
+    args = parser.parse_args([PAIR, "--method", method, *options])
+    cfg = launch.load_config(args)
+    if args.amp:
+        use_mixed_precision(cfg)
+    return cfg
+
+
+def written(path, cfg, **parts):
+    """Write a checkpoint with the parts that MMEngine resumes from, and return the file."""
+    init_default_scope(cfg.default_scope)
+    whole = dict(
+        state_dict=MODELS.build(cfg.model).state_dict(),
+        meta=dict(epoch=1, iter=2, cfg=cfg.pretty_text),
+        message_hub=dict(log_scalars={}, runtime_info={}, resumed_keys={}),
+    )
+    torch.save({key: value for key, value in {**whole, **parts}.items() if value is not None}, path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def of_kd(tmp_path_factory):
+    return written(tmp_path_factory.mktemp("kd") / "epoch_1.pth", config())
+
+
+def resumed(cfg, file):
+    DefaultScope._instance_dict.clear()  # as a tool's process begins
+    launch.set_resume(cfg, str(file))
+    return check_resumed(cfg)
+
+
+# --- files that are none of a training
+# -------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "parts, told",
+    [
+        (dict(message_hub=None), r"has no message_hub\. .*load_from=FILE"),
+        (dict(meta={}), "has no meta.epoch, meta.iter"),
+        (dict(state_dict=None), "has no state_dict"),
+        (dict(state_dict=[1]), "has no state_dict"),
+    ],
+)
+def test_what_holds_no_progress_is_refused(tmp_path, parts, told):
+    file = written(tmp_path / "epoch_1.pth", config(), **parts)
+    with pytest.raises(SettingError, match=f"`--resume` to be a checkpoint that a .*{told}"):
+        resumed(config(), file)
+
+
+def test_what_is_no_checkpoint_is_refused(tmp_path, of_kd):
+    whole = Path(of_kd).read_bytes()
+    for name, content in {
+        "text": b"weights",
+        "empty": b"",
+        "cut": whole[: len(whole) // 2],
+    }.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(SettingError, match="`--resume` to be a checkpoint that torch can read"):
+            resumed(config(), tmp_path / name)
+    torch.save([1], tmp_path / "list")
+    with pytest.raises(SettingError, match="`--resume` to be a file with a dict of weights"):
+        resumed(config(), tmp_path / "list")
+    with pytest.raises(SettingError, match="`--resume` to be a checkpoint, .* which is a folder"):
+        resumed(config(), tmp_path)
+
+
+def test_a_config_that_mmengine_would_run_is_refused(tmp_path):
+    meta = dict(epoch=1, iter=2, config="import os")
+    file = written(tmp_path / "epoch_1.pth", config(), meta=meta)
+    with pytest.raises(SettingError, match="`--resume` to be a checkpoint without meta.config"):
+        resumed(config(), file)
+
+
+def test_another_network_is_refused_before_anything_is_written(tmp_path):
+    file = written(tmp_path / "epoch_1.pth", toy.runner_config(tmp_path))
+    narrow = toy.algorithm()
+    narrow["architecture"]["backbone"]["widths"] = (4, 4, 6, 10)
+    narrow["architecture"]["head"]["in_channels"] = 10
+    narrow["distiller"]["connectors"]["stage3_student"]["in_channels"] = 10
+    cfg = toy.runner_config(tmp_path / "run", narrow)
+    launch.set_resume(cfg, file)
+    with pytest.raises(SettingError, match="`--resume` .* config's networks, .* differing shapes"):
+        launch.build_runner(cfg)
+    assert not (tmp_path / "run").exists()
+    deeper = config("--cfg-options", "pair.student=resnet14")
+    with pytest.raises(SettingError, match="`--resume` .*networks, .* missing keys: architecture"):
+        resumed(deeper, written(tmp_path / "epoch_2.pth", config()))
+
+
+# --- other methods
+# ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "method, told",
+    [
+        ("dkd", r"distill_losses\.loss_dkd\.type is DecoupledKDLoss and was absent"),
+        ("ls_kd", r"connectors\.logits_standardized\.type is LogitStandardizationConnector and"),
+        ("mskd+kd", r"loss_mskd_stage3\.type is MultiScaleContrastiveLoss and was absent"),
+        ("student", r"loss_kd\.type is absent and was KLDivergence"),
+    ],
+)
+def test_the_checkpoint_of_another_method_is_refused(of_kd, method, told):
+    expected = f"`--resume` to be a checkpoint of this config's method, .*epoch_1.*{told}"
+    with pytest.raises(SettingError, match=expected):
+        resumed(config(method=method), of_kd)
+
+
+def test_an_automatic_resume_looks_at_the_method_too(tmp_path):
+    file = written(tmp_path / "epoch_1.pth", config())
+    (tmp_path / "last_checkpoint").write_text(file)
+    for method in ("kd", "dkd"):
+        cfg = config("--work-dir", str(tmp_path), method=method)
+        launch.set_resume(cfg, "auto")
+        assert cfg.load_from is None
+        if method == "kd":
+            assert check_resumed(cfg) == ""
+            continue
+        with pytest.raises(SettingError, match="`--resume` to be a checkpoint of this config's me"):
+            check_resumed(cfg)
+
+
+def test_what_may_change(of_kd, tmp_path):
+    for options in (
+        ["--amp"],
+        ["--fast", "--in-memory"],
+        ["--work-dir", "other", "--cfg-options", "train_cfg.max_epochs=9", "param_scheduler=[]"],
+        ["--cfg-options", "optim_wrapper.optimizer.lr=0.5", "model.teacher_ckpt=no/such.pth"],
+        ["--cfg-options", f"{LOSS}.type=KLDivergence", "model.save_teacher=True"],
+    ):
+        assert resumed(config(*options), of_kd) == "", options
+
+
+def test_what_the_runner_adds_to_the_model(tmp_path):
+    class Counting(BaseDataPreprocessor):
+        def __init__(self, **_):
+            super().__init__()
+            self.register_buffer("count", torch.zeros(1))
+
+    cfg = config(method="student")
+    del cfg.model.data_preprocessor
+    cfg.model.pop("_scope_", None)  # as in configs of mmpretrain alone
+    cfg.data_preprocessor = dict(type=Counting)
+    state = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor}).state_dict()
+    assert "data_preprocessor.count" in state
+    file = written(tmp_path / "epoch_1.pth", config(method="student"), state_dict=state)
+    assert resumed(cfg, file) == ""
+
+
+def test_files_of_other_runners_and_places_are_left_to_them(tmp_path):
+    cfg = config()
+    cfg.resume, cfg.load_from = True, "s3://bucket/epoch_1.pth"
+    assert check_resumed(cfg) == ""
+    cfg.load_from, cfg.runner_type = str(tmp_path), "FlexibleRunner"  # DeepSpeed writes folders
+    assert check_resumed(cfg) == ""
+    cfg.pop("runner_type")
+    with pytest.raises(SettingError, match="`--resume`"):
+        check_resumed(cfg)
+
+
+def test_types_may_be_classes(of_kd, tmp_path):
+    dumped, classes = tmp_path / "dumped.py", tmp_path / "classes.py"
+    cfg = config()
+    cfg.dump(dumped)
+    assert resumed(Config.fromfile(dumped), of_kd) == ""
+    classes.write_text(AS_CLASSES.format(model=cfg.model.to_dict()))
+    types = Config.fromfile(classes)
+    types.default_scope, types.work_dir = "mmpretrain", str(tmp_path)
+    assert isinstance(types.model.distiller.distill_losses.loss_kd.type, type)
+    assert resumed(types, of_kd) == ""
+    assert resumed(cfg, written(tmp_path / "epoch_1.pth", types)) == ""
+
+
+def test_a_checkpoint_that_states_no_config_is_taken_by_its_weights(tmp_path):
+    file = written(tmp_path / "epoch_1.pth", config(), meta=dict(epoch=1, iter=2))
+    assert resumed(config(method="dkd"), file) == ""
+    with pytest.raises(SettingError, match="`--resume` .* config's networks"):
+        resumed(config(method="student"), file)
+
+
+def test_other_settings_of_the_method_are_logged(tmp_path):
+    toy.trained(tmp_path, **{"train_cfg.max_epochs": 1})
+    weight = "model.distiller.distill_losses.loss_mskd_stage3.loss_weight"
+    again = {weight: 0.25, "resume": True}
+    runner = launch.build_runner(toy.runner_config(tmp_path, **again))
+    log = (Path(runner.log_dir) / f"{runner.timestamp}.log").read_text()
+    assert "other settings: distill_losses.loss_mskd_stage3.loss_weight is 0.25 and was ab" in log
+
+
+# --- work folders that moved
+# -----------------------------------------------------------------------
+
+
+def moved(tmp_path, **settings):
+    """Train an epoch, move the work folder, and return it and a config file for the next."""
+    first = toy.runner_config(tmp_path / "here", **{"train_cfg.max_epochs": 1})
+    launch.build_runner(first).train()
+    cfg = toy.runner_config(tmp_path / "here", **settings)
+    cfg.model.teacher_ckpt = str(toy.teacher_file(tmp_path))
+    for key in ("work_dir", "experiment_name", "launcher"):
+        cfg.pop(key)
+    cfg.dump(tmp_path / "toy.py")
+    return (tmp_path / "here").rename(tmp_path / "there"), str(tmp_path / "toy.py")
+
+
+@pytest.mark.parametrize("settings, options", [({}, ["--resume"]), (dict(resume=True), [])])
+def test_a_moved_work_folder_resumes(tmp_path, settings, options):
+    folder, file = moved(tmp_path, **settings)
+    forget_runs()
+    toy.tool("train").main([file, "--work-dir", str(folder), *options])
+    epochs = [entry["epoch"] for entry in scalars(folder) if "loss" in entry]
+    assert sorted({*epochs}) == [1, 2]
+    assert (folder / "last_checkpoint").read_text() == str(folder / "epoch_2.pth")
+
+
+def test_the_newest_checkpoint(tmp_path):
+    folder, other = tmp_path / "run", tmp_path / "other"
+    assert launch.newest_checkpoint(folder) is None
+    for path in (folder, other):
+        path.mkdir()
+    (folder / "last_checkpoint").write_text(f"{other / 'epoch_3.pth'}\n")
+    with pytest.raises(SettingError, match="`--resume` .*other/epoch_3.pth', which is not there"):
+        launch.newest_checkpoint(folder)
+    (other / "epoch_3.pth").touch()  # where a checkpoint hook with an out_dir writes
+    assert launch.newest_checkpoint(folder) == str(other / "epoch_3.pth")
+    (folder / "epoch_3.pth").touch()  # a copy of the folder
+    assert launch.newest_checkpoint(str(folder)) == str(folder / "epoch_3.pth")
+    for text, found in (("", None), ("s3://bucket/epoch_4.pth", "s3://bucket/epoch_4.pth")):
+        (folder / "last_checkpoint").write_text(text)
+        if found:
+            assert launch.newest_checkpoint(folder) == found
+            continue
+        with pytest.raises(SettingError, match="`--resume` to be the checkpoint that .*last_ch"):
+            launch.newest_checkpoint(folder)
