@@ -15,6 +15,7 @@ from torch.autograd import gradcheck
 import mskd_plugin
 from mskd_plugin.errors import SettingError
 from mskd_plugin.losses.overhaul import negative_mean
+from mskd_plugin.losses.review import hierarchical_context_loss
 
 SIZE = 3
 
@@ -199,7 +200,27 @@ def test_the_widths_of_review():
     assert_close(narrow(**case), review_oracle(narrow, case))
     deepest = wide.chain.fusions[-1]
     assert deepest.attention is None and wide.chain.fusions[0].attention.bias is not None
+    # Before a normalisation a bias changes nothing; the published layers have none.
+    for fusion in wide.chain.fusions:
+        assert fusion.conv1[0].bias is None and fusion.conv2[0].bias is None
     copy.deepcopy(wide)
+
+
+@pytest.mark.parametrize(("pooled", "width"), [(500, 500), (600, 512)])
+def test_the_fused_maps_of_review_have_512_channels_at_most(pooled, width):
+    fusion = build("ReviewKDLoss", in_channels=(3, pooled), out_channels=(2, 5)).chain.fusions[0]
+    assert fusion.conv1[0].out_channels == width
+    # Kaiming's initialisation with a = 1: uniform up to the root of 3 over the fan-in.
+    for convolution, fan_in in ((fusion.conv1[0], 3), (fusion.conv2[0], 9 * width)):
+        bound = math.sqrt(3 / fan_in)
+        assert 0.99 * bound < convolution.weight.abs().max() <= bound
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 2), (4, 4), (8, 8), (5, 3), (3, 5), (1, 6)], ids=str)
+def test_the_levels_of_review_are_those_below_the_maps_height(size):
+    student, teacher = random(2, 3, *size, seed=1), random(2, 3, *size, seed=2)
+    expected = oracles.hierarchical_context(lists(student), lists(teacher))
+    assert_close(hierarchical_context_loss(student, teacher), expected)
 
 
 # --- OFD's margin ------------------------------------------------------------------------------
@@ -343,6 +364,7 @@ def test_mmrazors_conv_module_is_ofds_connector():
         ("ReviewKDLoss", dict(in_channels=(3, 0, 4)), "`in_channels`.*positive"),
         ("ReviewKDLoss", dict(out_channels=(3, 4)), "`out_channels`.*3 numbers"),
         ("ReviewKDLoss", dict(max_mid_channels=0), "`max_mid_channels`"),
+        ("ReviewKDLoss", dict(max_mid_channels=True), "`max_mid_channels`.*True"),
     ],
 )
 def test_malformed_settings(kind, settings, match):
@@ -361,6 +383,7 @@ def test_malformed_settings_of_the_paraphraser(name):
     [
         ("FSPLoss", dict(student_top=(3, 5, 4, 4)), "`student_top`.*teacher's 3.*got 5"),
         ("FSPLoss", dict(teacher_bottom=(3, 2)), "`teacher_bottom`.*N, C, H, W"),
+        ("FSPLoss", dict(teacher_bottom=(3, 2, 12)), "`teacher_bottom`.*N, C, H, W"),
         ("FSPLoss", dict(teacher_top=(2, 3, 3, 6)), "same images"),
         ("FactorTransferLoss", dict(teacher_feature=(3, 4)), "`teacher_feature`"),
         ("OverhaulLoss", dict(student_feature=(3, 2, 4, 4)), "`student_feature`.*3 channels.*2"),
@@ -369,6 +392,11 @@ def test_malformed_settings_of_the_paraphraser(name):
         ("ReviewKDLoss", dict(teacher_stage2=None), "`teacher_stage<i>`.*1 to 2.*teacher_stage1"),
         ("ReviewKDLoss", dict(teacher_pooled=(3, 6, 1, 1)), r"`teacher_pooled`.*\(N, C\)"),
         ("ReviewKDLoss", dict(student_stage3=(3, 5, 3, 3)), "`student_stage<i>`.*1 to 2"),
+        (
+            "ReviewKDLoss",
+            dict(teacher_stage1=(2, 2, 9, 8), teacher_stage2=(2, 5, 3, 4), teacher_pooled=(2, 6)),
+            "same images.*'student_pooled': 3, 'teacher_pooled': 2",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit(kind, changes, match):
