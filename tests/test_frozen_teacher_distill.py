@@ -194,6 +194,67 @@ def test_stopped_distillation_does_not_run_the_teacher():
     assert not seen
 
 
+def noise():
+    """What a delivery takes from the teacher's forward to the student's."""
+    return torch.rand(1)
+
+
+def with_delivery(kind="FrozenTeacherDistill", **settings):
+    """Build a distillation whose backbones multiply their map by noise, which they share."""
+    delivery = dict(type="FunctionOutputs", func_path=f"{__name__}.noise", max_keep_data=1)
+    distiller = dict(toy.distiller(), distill_deliveries=dict(noise=delivery))
+    model, drawn = toy.build(kind=kind, distiller=distiller, **settings), {}
+    for name in ("teacher", "architecture"):
+
+        def multiply(module, inputs, maps, name=name):
+            drawn[name] = noise()
+            return tuple(drawn[name] * value for value in maps)
+
+        getattr(model, name).backbone.register_forward_hook(multiply)
+    return model, drawn
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_deliveries_reach_the_student_as_with_mmrazor(stopped):
+    model, drawn = with_delivery()
+    original, drawn_there = with_delivery("SingleTeacherDistill")
+    seen = []
+    for algorithm, noises in ((model, drawn), (original, drawn_there)):
+        algorithm.load_state_dict(toy.build(seed=1, save_teacher=True).state_dict())
+        algorithm.train()
+        algorithm.distillation_stopped = stopped  # what the student is given has to be made still
+        torch.manual_seed(3)
+        losses = [algorithm(**toy.batch(seed=seed), mode="loss") for seed in (0, 1)]
+        assert noises["teacher"] == noises["architecture"]
+        seen.append((noises["teacher"], losses))
+    assert seen[0][0] == seen[1][0]
+    for ours, theirs in zip(seen[0][1], seen[1][1]):
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value)
+    queue = model.distiller.deliveries.deliveries["noise"].data_queue
+    assert len(queue) == 0  # nothing is kept until the next step
+
+
+def test_without_gradients_the_student_keeps_no_graph():
+    with torch.no_grad():
+        losses = toy.build()(**toy.batch(), mode="loss")
+    assert not any(value.requires_grad for value in losses.values())
+    # MMRazor's setting takes the graph away only where the student's loss is not computed.
+    losses = toy.build(student_trainable=False)(**toy.batch(), mode="loss")
+    assert losses["student.loss"].requires_grad
+
+
+def test_a_pretrained_teachers_weights_have_a_source():
+    given = MODELS.build(toy.classifier("teacher"))
+    assert toy.build(teacher=given).teacher_source == "the model given"
+    for init_cfg, source in (
+        (dict(type="Pretrained", checkpoint="teacher.pth"), "teacher.pth"),
+        ([dict(type="Kaiming", layer="Conv2d")], None),
+    ):
+        teacher = toy.classifier("teacher", init_cfg=init_cfg)
+        assert MODELS.build(toy.algorithm(teacher=teacher)).teacher_source == source
+
+
 def test_student_loss_can_be_left_out():
     losses = toy.build(calculate_student_loss=False)(**toy.batch(), mode="loss")
     assert "student.loss" not in losses
@@ -217,6 +278,8 @@ def test_trainable_teacher_is_mmrazors():
         ("student", "stage3", "backbone.layer4", "backbone.layer3"),
         ("teacher", "stage3", "layer3", "backbone.layer3"),
         ("teacher", "classifier_weight", "head.fc.weights", "head.fc.weight"),
+        ("teacher", "classifier_weight", "head.fc", "head.fc.weight"),
+        ("student", "labels", "head.loss_modul", "head.loss_module"),
     ],
 )
 def test_unknown_source_names_the_nearest(side, recorder, source, near):
