@@ -11,6 +11,7 @@ import toy
 from mmengine.runner.checkpoint import load_state_dict
 from mmrazor.registry import MODELS
 
+from mskd_plugin.algorithms.records import connectors_computed_once
 from mskd_plugin.errors import SettingError
 
 
@@ -152,6 +153,47 @@ def test_shared_connector_is_computed_once(kind, calls):
     first = losses["distill.loss_again"]
     changed = model(**toy.batch(seed=1), mode="loss")["distill.loss_again"]
     assert not torch.equal(first, changed)  # nothing is kept from step to step
+
+
+class Records:
+    """Gives what it is asked for, and counts."""
+
+    def __init__(self):
+        self.asked = []
+
+    def get_record(
+        self,
+        recorder,
+        from_student,
+        record_idx=0,
+        data_idx=None,
+        connector=None,
+        connector_idx=None,
+    ):
+        asked = (recorder, from_student, record_idx, data_idx, connector)
+        self.asked.append(asked)
+        outputs = [(*asked, index) for index in range(2)]
+        return outputs if connector_idx is None else outputs[connector_idx]
+
+
+def test_only_what_is_the_same_is_computed_once():
+    settings = [
+        dict(recorder=recorder, from_student=side, record_idx=k, data_idx=j, connector=connector)
+        for recorder in ("a", "b")
+        for side in (True, False)
+        for k in (0, 1)
+        for j in (None, 0)
+        for connector in (None, "c")
+    ]
+    records, plain = Records(), Records()
+    with connectors_computed_once(records):
+        for _ in range(2):
+            for cfg in settings:
+                for index in (None, 0, 1):
+                    found = records.get_record(**cfg, connector_idx=index)
+                    assert found == plain.get_record(**cfg, connector_idx=index)
+    assert len(records.asked) == len(settings) == len(set(records.asked))
+    assert "get_record" not in vars(records)
 
 
 def test_records_are_released_after_the_step_even_if_it_fails():
