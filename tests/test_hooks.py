@@ -7,6 +7,7 @@ import logging
 import pickle
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -22,7 +23,7 @@ from mmrazor.engine.hooks import StopDistillHook
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.preflight import check_data_roots, check_stop
 from mskd_plugin.hooks.random_state import unchanged_random_state
-from mskd_plugin.hooks.teacher_identity import weights_digest
+from mskd_plugin.hooks.teacher_identity import TeacherIdentityHook, weights_digest
 from mskd_plugin.launch import build_runner
 
 MISSED = [dict(type="EpochSeedHook"), dict(type="MissedValidationHook")]
@@ -76,10 +77,13 @@ def test_preflight_wants_a_loaded_teacher(tmp_path):
     fails(toy.runner_config(tmp_path, toy.algorithm()), "teacher_ckpt.*--teacher FILE.*got None")
 
 
-def test_preflight_compares_normalisations(tmp_path):
-    teacher = dict(toy.classifier("teacher"), data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3))
+@pytest.mark.parametrize("name, mean, std", [("mean", 1.0, 80.0), ("std", 80.0, 2.0)])
+def test_preflight_compares_normalisations(tmp_path, name, mean, std):
+    own = dict(mean=[mean] * 3, std=[std] * 3)
+    teacher = dict(toy.classifier("teacher"), data_preprocessor=own)
     model = toy.algorithm(teacher=teacher, teacher_ckpt=str(toy.teacher_file(tmp_path)))
-    fails(toy.runner_config(tmp_path, model), r"data_preprocessor.*teacher's own mean \[1\.0")
+    value = f"{own[name][0]:.1f}"
+    fails(toy.runner_config(tmp_path, model), rf"data_preprocessor.*own {name} \[{value},")
 
 
 def broken(path, value, **loss):
@@ -430,7 +434,24 @@ def test_resuming_with_another_teacher_is_refused(tmp_path):
     other = toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[1]), resume=True)
     fails(other, "teacher_ckpt.*began with.*but got another")
     same = toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[0]), resume=True)
-    assert train(same)[1].count == 3
+    runner = build_runner(same)
+    seen = []
+    runner.model.teacher.register_forward_hook(lambda module, *_: seen.append(module.training))
+    runner.train()
+    # One preflight batch and three steps: its accuracy was measured when the run began.
+    assert seen == [False] * 4
+    # A training that only starts from the student's weights may have any teacher.
+    fresh = toy.runner_config(tmp_path / "b", toy.algorithm(teacher_ckpt=teachers[1]), **settings)
+    fresh.load_from = str(run / "epoch_2.pth")
+    assert train(fresh)[1].count == 3
+
+
+def test_a_teacher_that_trains_has_no_digest():
+    hook, checkpoint = TeacherIdentityHook(), dict(meta={})
+    hook.before_save_checkpoint(
+        SimpleNamespace(model=toy.build(teacher_trainable=True)), checkpoint
+    )
+    assert checkpoint["meta"] == {}
 
 
 def test_digest_depends_on_values_and_names():
@@ -438,6 +459,10 @@ def test_digest_depends_on_values_and_names():
     first = weights_digest(network)
     assert first == weights_digest(network)
     assert first != weights_digest(torch.nn.Sequential(network))
+    norm = torch.nn.BatchNorm1d(2)
+    before = weights_digest(norm)
+    norm.running_mean += 1
+    assert before != weights_digest(norm)
     with torch.no_grad():
         network.bias[0] += 1
     assert first != weights_digest(network)

@@ -1,0 +1,61 @@
+"""The checks before training by themselves; test_hooks.py has them inside a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import toy
+from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmpretrain.structures import DataSample
+from torch.utils.data import DataLoader
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.preflight import (
+    _unchanged,
+    _watch_categorization,
+    check_data,
+    check_data_roots,
+    check_losses,
+    check_teacher,
+    two_images,
+)
+
+
+def test_a_teacher_that_trains_may_begin_at_random():
+    check_teacher(toy.build(teacher_trainable=True), torch.nn.Identity())
+    with pytest.raises(SettingError, match="teacher_ckpt"):
+        check_teacher(toy.build(), torch.nn.Identity())
+
+
+def test_data_sets_of_none_and_of_one_image():
+    with pytest.raises(SettingError, match="train_dataloader.dataset.*at least one.*empty"):
+        check_data([], toy.build())
+    assert two_images(DataLoader([7])).tolist() == [7, 7]
+    assert two_images(DataLoader([7, 8, 9])).tolist() == [7, 8]
+
+
+def test_model_and_mode_stay_as_they_were():
+    model = toy.build(distiller=toy.distiller(keep="consistent"))
+    handles = _watch_categorization(model)
+    assert len(handles) == 2 and not _watch_categorization(toy.build())
+    for handle in handles:
+        handle.remove()
+    samples = [dict(inputs=torch.zeros(3, 32, 32), data_samples=DataSample().set_gt_label(0))] * 2
+    check_losses(model.eval(), DataLoader(samples, collate_fn=default_collate))
+    hooked = [name for name, m in model.named_modules() if m._forward_pre_hooks]
+    assert not hooked and not model.teacher._forward_hooks
+    for training in (False, True):
+        model.train(training)
+        with _unchanged(model):
+            assert not model.student.training
+        assert model.student.training is training
+
+
+def test_data_roots_inside_wrappers_and_elsewhere(tmp_path):
+    inner = dict(type="CIFAR10", data_root=str(tmp_path / "nowhere"))
+    wrapped = dict(type="RepeatDataset", times=2, dataset=dict(type="KFoldDataset", dataset=inner))
+    with pytest.raises(SettingError, match="val_dataloader.dataset.data_root.*nowhere"):
+        check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
+    inner["data_root"] = "s3://bucket/images"  # not on this machine
+    check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
