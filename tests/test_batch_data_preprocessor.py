@@ -36,6 +36,7 @@ def test_collating_items_of_other_data_sets():
     (sample,) = batch["data_samples"]
     assert sample.gt_label.tolist() == [source[i]["data_samples"].gt_label.item() for i in (5, 2)]
     assert SampleIndex()([sample]).tolist() == [5, 2]
+    assert list(sample.metainfo_keys()) == ["sample_idx"]  # which stays on the CPU
     labels = sample.gt_label
     assert BatchSample.of(labels).gt_label is labels and "sample_idx" not in BatchSample.of(labels)
     with pytest.raises(SettingError, match=r"one class each.*\['gt_label', 'gt_score'\]"):

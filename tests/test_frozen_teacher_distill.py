@@ -49,6 +49,7 @@ def test_losses_and_gradients_equal_mmrazors_where_no_mend_applies():
 
 def test_whole_teacher_is_in_eval_mode():
     model = toy.build()
+    assert not any(m.training for m in model.teacher.modules())  # as built, before any train()
     model.teacher.add_module("dropout", torch.nn.Dropout())
     assert model.train() is model
     assert model.student.training
@@ -199,8 +200,9 @@ def test_only_what_is_the_same_is_computed_once():
 def test_records_are_released_after_the_step_even_if_it_fails():
     model = toy.build()
     recorder = model.distiller.student_recorders.get_recorder("stage3")
+    of_teacher = model.distiller.teacher_recorders.get_recorder("stage3")
     model(**toy.batch(), mode="loss")
-    assert recorder.data_buffer == []
+    assert recorder.data_buffer == [] == of_teacher.data_buffer
     original = toy.build(kind="SingleTeacherDistill")
     original(**toy.batch(), mode="loss")
     assert len(original.distiller.student_recorders.get_recorder("stage3").data_buffer) == 1
@@ -208,7 +210,7 @@ def test_records_are_released_after_the_step_even_if_it_fails():
     model.distiller.distill_losses["loss_mskd_stage3"].forward = None
     with pytest.raises(TypeError):
         model(**toy.batch(), mode="loss")
-    assert recorder.data_buffer == []
+    assert recorder.data_buffer == [] == of_teacher.data_buffer
 
 
 def test_terms_are_logged_and_not_summed():
@@ -229,6 +231,7 @@ def test_terms_are_logged_and_not_summed():
 
 def test_stopped_distillation_does_not_run_the_teacher():
     model = toy.build()
+    model(**toy.batch(), mode="loss")  # whose terms are not logged again
     model.distillation_stopped = True
     seen = []
     model.teacher.register_forward_hook(lambda *_: seen.append(1))
@@ -273,8 +276,13 @@ def test_deliveries_reach_the_student_as_with_mmrazor(stopped):
     for ours, theirs in zip(seen[0][1], seen[1][1]):
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name], value)
+    # Nothing is kept for the next step, be it that the student did not come to take it.
     queue = model.distiller.deliveries.deliveries["noise"].data_queue
-    assert len(queue) == 0  # nothing is kept until the next step
+    assert len(queue) == 0
+    model.architecture.backbone.forward = None
+    with pytest.raises(TypeError):
+        model(**toy.batch(), mode="loss")
+    assert len(queue) == 0
 
 
 def test_without_gradients_the_student_keeps_no_graph():
