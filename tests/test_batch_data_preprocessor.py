@@ -45,6 +45,14 @@ def test_collating_items_of_other_data_sets():
         collate_batch([dict(inputs=labels, data_samples=DataSample().set_gt_label([0, 1]))])
 
 
+def test_a_data_loader_pins_the_labels(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda labels: labels + 100)  # needs a GPU
+    sample = BatchSample.of(torch.tensor([0, 1]), torch.tensor([5, 2]))
+    pinned = sample.pin_memory()
+    assert pinned is sample and pinned.gt_label.tolist() == [100, 101]
+    assert pinned.sample_idx.tolist() == [5, 2]
+
+
 @pytest.mark.parametrize("name", ["set_gt_score", "set_pred_label", "set_pred_score", "set_mask"])
 def test_a_batch_is_no_image(name):
     with pytest.raises(SettingError, match="data sample for each image"):
