@@ -13,6 +13,7 @@ import torch
 import toy
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmrazor.registry import MODELS
 
 from mskd_plugin.errors import SettingError
@@ -246,6 +247,24 @@ def test_a_schedule_that_does_not_begin_anew_is_named(tmp_path):
     runner.logger.addHandler(handler)
     runner.train()
     assert any("MultiStepLR begins before the end of phase 1 and goes on" in m for m in messages)
+
+
+def test_phase_2_drops_the_momentum_of_every_optimizer(tmp_path):
+    runner = build_runner(config(tmp_path))
+    model, optimizers = runner.model, []
+    for part in (model.architecture, model.distiller.connectors):
+        optimizers.append(torch.optim.SGD(part.parameters(), 0.1, momentum=0.9))
+        for parameter in part.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizers[-1].step()
+    pair = OptimWrapperDict(one=OptimWrapper(optimizers[0]), other=OptimWrapper(optimizers[1]))
+    hook = PhaseHook()
+    hook.before_train(runner)
+    runner.optim_wrapper = pair
+    for runner.train_loop._epoch, kept in ((1, True), (2, False)):
+        assert runner.epoch in (1, 2)
+        hook.before_train_epoch(runner)
+        assert [bool(optimizer.state) for optimizer in optimizers] == [kept, kept]
 
 
 @pytest.mark.parametrize(
