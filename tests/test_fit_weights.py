@@ -9,7 +9,7 @@ import torch
 import toy
 from mmpretrain.registry import MODELS
 
-from mskd_plugin.checkpoints.weights import check_source, fit_weights, weights_of
+from mskd_plugin.checkpoints.weights import _local_file, check_source, fit_weights, weights_of
 
 
 def test_fitted_weights_are_complete_though_a_file_lacks_the_counts_of_batches():
@@ -36,3 +36,17 @@ def test_a_path_may_begin_with_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     Path(tmp_path, "teacher.pth").touch()
     assert check_source("~/teacher.pth", "teacher_ckpt") == ("", str(tmp_path / "teacher.pth"))
+
+
+def test_the_hash_in_a_name_is_torchvisions_alone(tmp_path, monkeypatch):
+    asked = []
+
+    def download(url, path, hash_prefix):
+        asked.append(hash_prefix)
+        Path(path).touch()
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    for source in ("https://example.org/net-0123abcd.pth", "torchvision://resnet34"):
+        _local_file(source, "teacher_ckpt")
+    assert asked == [None, "b627a593"]

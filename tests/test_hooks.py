@@ -21,6 +21,7 @@ from mmpretrain.registry import DATASETS
 from mmrazor.engine.hooks import StopDistillHook
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks import TeacherEvaluationHook
 from mskd_plugin.hooks.preflight import check_data_roots, check_stop
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.teacher_identity import TeacherIdentityHook, weights_digest
@@ -234,6 +235,22 @@ def test_teacher_is_evaluated_once_and_logged(tmp_path):
     scalars = next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()
     logged = [json.loads(line) for line in scalars if "teacher/accuracy/top1" in line]
     assert [entry["teacher/accuracy/top1"] for entry in logged] == [100 * right / 20]
+
+
+@pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])
+def test_teacher_is_evaluated_in_eval_mode_and_left_as_it_was(tmp_path, kind):
+    model = toy.algorithm(kind, teacher_ckpt=str(toy.teacher_file(tmp_path)))
+    runner = build_runner(toy.runner_config(tmp_path, model))
+    runner.model.train()
+    teacher, seen = runner.model.teacher, []
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    teacher.register_forward_hook(lambda module, *_: seen.append(module.training))
+    was_training = teacher.training
+    TeacherEvaluationHook().before_train(runner)
+    assert seen == [False] and teacher.training is was_training
+    assert was_training is (kind == "SingleTeacherDistill")
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("bias, warned", [(100.0, True), (0.0, False)])
