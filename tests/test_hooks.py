@@ -245,8 +245,17 @@ def test_teacher_is_evaluated_in_eval_mode_and_left_as_it_was(tmp_path, kind):
     teacher, seen = runner.model.teacher, []
     before = {name: value.clone() for name, value in teacher.state_dict().items()}
     teacher.register_forward_hook(lambda module, *_: seen.append(module.training))
-    was_training = teacher.training
+    was_training, augmented = teacher.training, []
+    preprocess = runner.model.data_preprocessor.forward
+
+    def noted(batch, training):
+        augmented.append(training)
+        return preprocess(batch, training)
+
+    runner.model.data_preprocessor.forward = noted
+    state = torch.get_rng_state()
     TeacherEvaluationHook().before_train(runner)
+    assert torch.equal(torch.get_rng_state(), state) and augmented == [False]
     assert seen == [False] and teacher.training is was_training
     assert was_training is (kind == "SingleTeacherDistill")
     for name, value in teacher.state_dict().items():
