@@ -37,6 +37,8 @@ def test_collating_items_of_other_data_sets():
     assert sample.gt_label.tolist() == [source[i]["data_samples"].gt_label.item() for i in (5, 2)]
     assert SampleIndex()([sample]).tolist() == [5, 2]
     assert list(sample.metainfo_keys()) == ["sample_idx"]  # which stays on the CPU
+    alone = SampleIndex()([items[0]["data_samples"]])  # a batch of one image
+    assert alone.shape == (1,) and alone.tolist() == [5]
     labels = sample.gt_label
     assert BatchSample.of(labels).gt_label is labels and "sample_idx" not in BatchSample.of(labels)
     with pytest.raises(SettingError, match=r"one class each.*\['gt_label', 'gt_score'\]"):
