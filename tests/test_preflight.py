@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import toy
@@ -14,10 +16,12 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.preflight import (
     _unchanged,
     _watch_categorization,
+    check_batch_size,
     check_data,
     check_data_roots,
     check_losses,
     check_teacher,
+    tell_accumulation,
     two_images,
 )
 
@@ -59,3 +63,25 @@ def test_data_roots_inside_wrappers_and_elsewhere(tmp_path):
         check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
     inner["data_root"] = "s3://bucket/images"  # not on this machine
     check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "size", "accumulated", "told"),
+    [(1, 8, 2, False), (2, 8, 1, False), (2, 8, 2, True), (1, 8, 1, True), (4, 2, 2, False)],
+)
+def test_a_step_takes_the_images_of_all_processes_and_batches(world_size, size, accumulated, told):
+    messages = []
+    runner = SimpleNamespace(
+        cfg=dict(
+            auto_scale_lr=dict(base_batch_size=16),
+            optim_wrapper=dict(accumulative_counts=accumulated),
+        ),
+        train_dataloader=DataLoader(range(64), batch_size=size),
+        world_size=world_size,
+        logger=SimpleNamespace(warning=messages.append),
+    )
+    check_batch_size(runner)
+    assert len(messages) == told
+    messages.clear()
+    tell_accumulation(runner)
+    assert len(messages) == (accumulated > 1)
