@@ -56,6 +56,16 @@ def test_model_and_mode_stay_as_they_were():
         assert model.student.training is training
 
 
+def test_a_stage_of_another_width_than_the_classifiers_is_named():
+    distiller = toy.distiller(keep="consistent")
+    distiller["teacher_recorders"]["stage3"]["source"] = "backbone.layer2"
+    samples = [dict(inputs=torch.zeros(3, 32, 32), data_samples=DataSample().set_gt_label(0))] * 2
+    with pytest.raises(SettingError, match="`classifier_weight`.*this stage's 8 channels"):
+        check_losses(
+            toy.build(distiller=distiller), DataLoader(samples, collate_fn=default_collate)
+        )
+
+
 def test_data_roots_inside_wrappers_and_elsewhere(tmp_path):
     inner = dict(type="CIFAR10", data_root=str(tmp_path / "nowhere"))
     wrapped = dict(type="RepeatDataset", times=2, dataset=dict(type="KFoldDataset", dataset=inner))
