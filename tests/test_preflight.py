@@ -52,7 +52,7 @@ def test_model_and_mode_stay_as_they_were():
     for training in (False, True):
         model.train(training)
         with _unchanged(model):
-            assert not model.student.training
+            assert not model.student.training and not torch.is_grad_enabled()
         assert model.student.training is training
 
 
