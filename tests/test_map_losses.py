@@ -15,7 +15,6 @@ from torch.autograd import gradcheck
 import mskd_plugin
 from mskd_plugin.errors import SettingError
 from mskd_plugin.losses.overhaul import negative_mean
-from mskd_plugin.losses.review import hierarchical_context_loss
 
 SIZE = 3
 
@@ -204,23 +203,6 @@ def test_the_widths_of_review():
     for fusion in wide.chain.fusions:
         assert fusion.conv1[0].bias is None and fusion.conv2[0].bias is None
     copy.deepcopy(wide)
-
-
-@pytest.mark.parametrize(("pooled", "width"), [(500, 500), (600, 512)])
-def test_the_fused_maps_of_review_have_512_channels_at_most(pooled, width):
-    fusion = build("ReviewKDLoss", in_channels=(3, pooled), out_channels=(2, 5)).chain.fusions[0]
-    assert fusion.conv1[0].out_channels == width
-    # Kaiming's initialisation with a = 1: uniform up to the root of 3 over the fan-in.
-    for convolution, fan_in in ((fusion.conv1[0], 3), (fusion.conv2[0], 9 * width)):
-        bound = math.sqrt(3 / fan_in)
-        assert 0.99 * bound < convolution.weight.abs().max() <= bound
-
-
-@pytest.mark.parametrize("size", [(1, 1), (2, 2), (4, 4), (8, 8), (5, 3), (3, 5), (1, 6)], ids=str)
-def test_the_levels_of_review_are_those_below_the_maps_height(size):
-    student, teacher = random(2, 3, *size, seed=1), random(2, 3, *size, seed=2)
-    expected = oracles.hierarchical_context(lists(student), lists(teacher))
-    assert_close(hierarchical_context_loss(student, teacher), expected)
 
 
 # --- OFD's margin ------------------------------------------------------------------------------
