@@ -36,12 +36,23 @@ def test_collating_items_of_other_data_sets():
     (sample,) = batch["data_samples"]
     assert sample.gt_label.tolist() == [source[i]["data_samples"].gt_label.item() for i in (5, 2)]
     assert SampleIndex()([sample]).tolist() == [5, 2]
+    assert list(sample.metainfo_keys()) == ["sample_idx"]  # which stays on the CPU
+    alone = SampleIndex()([items[0]["data_samples"]])  # a batch of one image
+    assert alone.shape == (1,) and alone.tolist() == [5]
     labels = sample.gt_label
     assert BatchSample.of(labels).gt_label is labels and "sample_idx" not in BatchSample.of(labels)
     with pytest.raises(SettingError, match=r"one class each.*\['gt_label', 'gt_score'\]"):
         collate_batch([dict(items[0], data_samples=items[0]["data_samples"].set_gt_score([0, 1]))])
     with pytest.raises(SettingError, match=r"one class each.*\[0, 1\]"):
         collate_batch([dict(inputs=labels, data_samples=DataSample().set_gt_label([0, 1]))])
+
+
+def test_a_data_loader_pins_the_labels(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda labels: labels + 100)  # needs a GPU
+    sample = BatchSample.of(torch.tensor([0, 1]), torch.tensor([5, 2]))
+    pinned = sample.pin_memory()
+    assert pinned is sample and pinned.gt_label.tolist() == [100, 101]
+    assert pinned.sample_idx.tolist() == [5, 2]
 
 
 @pytest.mark.parametrize("name", ["set_gt_score", "set_pred_label", "set_pred_score", "set_mask"])

@@ -218,6 +218,8 @@ def test_mmrazor_chains_connectors_in_a_list():
         ({"class_tokens": 1.0}, "`class_tokens` .*at least 0.* got 1.0"),
         ({"map_size": (7,)}, r"`map_size` .*two positive integers.* got \(7,\)"),
         ({"map_size": 7}, r"`map_size` .*two positive integers.* got 7"),
+        ({"map_size": ()}, r"`map_size` .*two positive integers.* got \(\)"),
+        ({"map_size": (True, 4)}, r"`map_size` .*two positive integers.* got \(True, 4\)"),
         ({"map_size": (-7, -7)}, r"`map_size` .*two positive integers.* got \(-7, -7\)"),
         ({"projector": "conv"}, r"`projector` .*'none', 'linear', 'mlp'.* got 'conv'"),
         ({"projector": "linear"}, "`in_channels and out_channels` .*'linear'.* got None and None"),

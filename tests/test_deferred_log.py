@@ -12,7 +12,7 @@ import pytest
 import torch
 import toy
 from mmengine.hooks import Hook
-from mmengine.logging import MessageHub
+from mmengine.logging import HistoryBuffer, MessageHub
 from mmengine.optim import OptimWrapper
 from waits import Waits, no_waits
 
@@ -144,8 +144,33 @@ def test_what_mmengine_refuses_is_refused_at_once():
         hub.update_scalar("train/loss", torch.zeros(2))
     with pytest.raises(AssertionError):
         hub.update_scalar("train/loss", 1.0, resumed=False)
+    with pytest.raises((AssertionError, TypeError)):  # its message fails for some kinds
+        hub.update_scalar("train/loss", 1.0, count=1.5)
     with pytest.raises(KeyError):
         hub.get_scalar("train/nothing")
+
+
+def test_a_history_of_whole_numbers_takes_fractions():
+    plain, deferring = hubs()
+    for hub in (plain, deferring):
+        history = HistoryBuffer(np.array([1, 2]), np.array([1, 1]))
+        hub._log_scalars["train/mixed"] = history
+        for value in (3, 0.5, torch.tensor(4), 0.25):
+            hub.update_scalar("train/mixed", value)
+            hub.get_scalar("train/mixed")
+    assert scalars(deferring) == scalars(plain)
+    assert scalars(deferring)["train/mixed"][0] == [1, 2, 3, 0.5, 4, 0.25]
+
+
+def test_what_waits_for_a_key_that_is_gone_is_dropped():
+    _, hub = hubs()
+    held = hub.log_scalars
+    for key in ("train/loss", "train/time"):
+        hub.update_scalar(key, 0.0)
+        hub.update_scalar(key, torch.tensor(1.0))
+    held.pop("train/loss")
+    assert list(hub.log_scalars) == ["train/time"]
+    assert hub.get_scalar("train/time").data[0].tolist() == [0, 1]
 
 
 def test_a_key_that_is_taken_out_takes_what_waits_with_it():

@@ -167,6 +167,23 @@ def test_any_initial_variance_of_vid_is_met(value):
     )
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "AttentionTransferLoss",
+        "NeuronSelectivityLoss",
+        "SimilarityPreservingLoss",
+        "RelationalLoss",
+    ],
+)
+def test_the_magnitude_of_either_networks_features_does_not_matter(kind):
+    # What is divided by is the features' own norm or mean distance, however small that is.
+    student, teacher = first_features(kind)
+    expected = build(kind)(student, teacher)
+    assert_close(build(kind)(1e-4 * student, teacher), expected)
+    assert_close(build(kind)(student, 1e-4 * teacher), expected)
+
+
 @pytest.mark.parametrize("size", [0, 1])
 @pytest.mark.parametrize("kind", LOSSES)
 def test_batches_of_no_and_of_one_image_keep_the_graph(kind, size):
@@ -180,6 +197,14 @@ def test_batches_of_no_and_of_one_image_keep_the_graph(kind, size):
         "VariationalInformationLoss",
     ):
         assert value == 0  # no relation between images
+
+
+def test_cc_of_one_image_keeps_the_graph_of_the_teachers_embedding():
+    # Processes wait for the gradient of its linear map, of zeros too.
+    student, teacher = (feature.requires_grad_() for feature in
+                        first_features("CorrelationCongruenceLoss", size=1))  # fmt: skip
+    build("CorrelationCongruenceLoss")(student, teacher).backward()
+    assert (teacher.grad == 0).all() and (student.grad == 0).all()
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -211,10 +236,14 @@ BAD_SETTINGS = [
     ("AttentionTransferLoss", {"power": 0}, "power"),
     ("VariationalInformationLoss", {"channels": 0}, "channels"),
     ("VariationalInformationLoss", {"init_variance": 1e-6}, "init_variance.*eps"),
+    ("VariationalInformationLoss", {"init_variance": 1e-5}, "init_variance.*eps"),
+    ("VariationalInformationLoss", {"init_variance": math.inf}, "init_variance.*inf"),
     ("VariationalInformationLoss", {"eps": 0}, "eps"),
+    ("VariationalInformationLoss", {"eps": True}, "eps.*True"),
     ("RelationalLoss", {"distance_weight": -1}, "distance_weight"),
     ("RelationalLoss", {"angle_weight": "1"}, "angle_weight"),
     *((kind, {"loss_weight": math.inf}, "loss_weight.*inf") for kind in LOSSES),
+    *((kind, {"loss_weight": True}, "loss_weight.*True") for kind in LOSSES),
 ]
 
 

@@ -11,6 +11,7 @@ import toy
 from mmengine.runner.checkpoint import load_state_dict
 from mmrazor.registry import MODELS
 
+from mskd_plugin.algorithms.records import connectors_computed_once
 from mskd_plugin.errors import SettingError
 
 
@@ -48,6 +49,7 @@ def test_losses_and_gradients_equal_mmrazors_where_no_mend_applies():
 
 def test_whole_teacher_is_in_eval_mode():
     model = toy.build()
+    assert not any(m.training for m in model.teacher.modules())  # as built, before any train()
     model.teacher.add_module("dropout", torch.nn.Dropout())
     assert model.train() is model
     assert model.student.training
@@ -154,11 +156,53 @@ def test_shared_connector_is_computed_once(kind, calls):
     assert not torch.equal(first, changed)  # nothing is kept from step to step
 
 
+class Records:
+    """Gives what it is asked for, and counts."""
+
+    def __init__(self):
+        self.asked = []
+
+    def get_record(
+        self,
+        recorder,
+        from_student,
+        record_idx=0,
+        data_idx=None,
+        connector=None,
+        connector_idx=None,
+    ):
+        asked = (recorder, from_student, record_idx, data_idx, connector)
+        self.asked.append(asked)
+        outputs = [(*asked, index) for index in range(2)]
+        return outputs if connector_idx is None else outputs[connector_idx]
+
+
+def test_only_what_is_the_same_is_computed_once():
+    settings = [
+        dict(recorder=recorder, from_student=side, record_idx=k, data_idx=j, connector=connector)
+        for recorder in ("a", "b")
+        for side in (True, False)
+        for k in (0, 1)
+        for j in (None, 0)
+        for connector in (None, "c")
+    ]
+    records, plain = Records(), Records()
+    with connectors_computed_once(records):
+        for _ in range(2):
+            for cfg in settings:
+                for index in (None, 0, 1):
+                    found = records.get_record(**cfg, connector_idx=index)
+                    assert found == plain.get_record(**cfg, connector_idx=index)
+    assert len(records.asked) == len(settings) == len(set(records.asked))
+    assert "get_record" not in vars(records)
+
+
 def test_records_are_released_after_the_step_even_if_it_fails():
     model = toy.build()
     recorder = model.distiller.student_recorders.get_recorder("stage3")
+    of_teacher = model.distiller.teacher_recorders.get_recorder("stage3")
     model(**toy.batch(), mode="loss")
-    assert recorder.data_buffer == []
+    assert recorder.data_buffer == [] == of_teacher.data_buffer
     original = toy.build(kind="SingleTeacherDistill")
     original(**toy.batch(), mode="loss")
     assert len(original.distiller.student_recorders.get_recorder("stage3").data_buffer) == 1
@@ -166,7 +210,7 @@ def test_records_are_released_after_the_step_even_if_it_fails():
     model.distiller.distill_losses["loss_mskd_stage3"].forward = None
     with pytest.raises(TypeError):
         model(**toy.batch(), mode="loss")
-    assert recorder.data_buffer == []
+    assert recorder.data_buffer == [] == of_teacher.data_buffer
 
 
 def test_terms_are_logged_and_not_summed():
@@ -187,11 +231,78 @@ def test_terms_are_logged_and_not_summed():
 
 def test_stopped_distillation_does_not_run_the_teacher():
     model = toy.build()
+    model(**toy.batch(), mode="loss")  # whose terms are not logged again
     model.distillation_stopped = True
     seen = []
     model.teacher.register_forward_hook(lambda *_: seen.append(1))
     assert set(model(**toy.batch(), mode="loss")) == {"student.loss"}
     assert not seen
+
+
+def noise():
+    """What a delivery takes from the teacher's forward to the student's."""
+    return torch.rand(1)
+
+
+def with_delivery(kind="FrozenTeacherDistill", **settings):
+    """Build a distillation whose backbones multiply their map by noise, which they share."""
+    delivery = dict(type="FunctionOutputs", func_path=f"{__name__}.noise", max_keep_data=1)
+    distiller = dict(toy.distiller(), distill_deliveries=dict(noise=delivery))
+    model, drawn = toy.build(kind=kind, distiller=distiller, **settings), {}
+    for name in ("teacher", "architecture"):
+
+        def multiply(module, inputs, maps, name=name):
+            drawn[name] = noise()
+            return tuple(drawn[name] * value for value in maps)
+
+        getattr(model, name).backbone.register_forward_hook(multiply)
+    return model, drawn
+
+
+@pytest.mark.parametrize("stopped", [False, True])
+def test_deliveries_reach_the_student_as_with_mmrazor(stopped):
+    model, drawn = with_delivery()
+    original, drawn_there = with_delivery("SingleTeacherDistill")
+    seen = []
+    for algorithm, noises in ((model, drawn), (original, drawn_there)):
+        algorithm.load_state_dict(toy.build(seed=1, save_teacher=True).state_dict())
+        algorithm.train()
+        algorithm.distillation_stopped = stopped  # what the student is given has to be made still
+        torch.manual_seed(3)
+        losses = [algorithm(**toy.batch(seed=seed), mode="loss") for seed in (0, 1)]
+        assert noises["teacher"] == noises["architecture"]
+        seen.append((noises["teacher"], losses))
+    assert seen[0][0] == seen[1][0]
+    for ours, theirs in zip(seen[0][1], seen[1][1]):
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value)
+    # Nothing is kept for the next step, be it that the student did not come to take it.
+    queue = model.distiller.deliveries.deliveries["noise"].data_queue
+    assert len(queue) == 0
+    model.architecture.backbone.forward = None
+    with pytest.raises(TypeError):
+        model(**toy.batch(), mode="loss")
+    assert len(queue) == 0
+
+
+def test_without_gradients_the_student_keeps_no_graph():
+    with torch.no_grad():
+        losses = toy.build()(**toy.batch(), mode="loss")
+    assert not any(value.requires_grad for value in losses.values())
+    # MMRazor's setting takes the graph away only where the student's loss is not computed.
+    losses = toy.build(student_trainable=False)(**toy.batch(), mode="loss")
+    assert losses["student.loss"].requires_grad
+
+
+def test_a_pretrained_teachers_weights_have_a_source():
+    given = MODELS.build(toy.classifier("teacher"))
+    assert toy.build(teacher=given).teacher_source == "the model given"
+    for init_cfg, source in (
+        (dict(type="Pretrained", checkpoint="teacher.pth"), "teacher.pth"),
+        ([dict(type="Kaiming", layer="Conv2d")], None),
+    ):
+        teacher = toy.classifier("teacher", init_cfg=init_cfg)
+        assert MODELS.build(toy.algorithm(teacher=teacher)).teacher_source == source
 
 
 def test_student_loss_can_be_left_out():
@@ -217,6 +328,8 @@ def test_trainable_teacher_is_mmrazors():
         ("student", "stage3", "backbone.layer4", "backbone.layer3"),
         ("teacher", "stage3", "layer3", "backbone.layer3"),
         ("teacher", "classifier_weight", "head.fc.weights", "head.fc.weight"),
+        ("teacher", "classifier_weight", "head.fc", "head.fc.weight"),
+        ("student", "labels", "head.loss_modul", "head.loss_module"),
     ],
 )
 def test_unknown_source_names_the_nearest(side, recorder, source, near):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,8 +14,9 @@ import toy
 from mmengine.hooks import Hook
 from mmengine.runner import load_checkpoint
 
+from mskd_plugin.hooks import TeacherEvaluationHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
-from mskd_plugin.hooks.teacher_identity import weights_digest
+from mskd_plugin.hooks.teacher_identity import TeacherIdentityHook, weights_digest
 from mskd_plugin.launch import build_runner
 
 MISSED = [dict(type="EpochSeedHook"), dict(type="MissedValidationHook")]
@@ -45,6 +47,31 @@ def test_teacher_is_evaluated_once_and_logged(tmp_path):
     scalars = next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()
     logged = [json.loads(line) for line in scalars if "teacher/accuracy/top1" in line]
     assert [entry["teacher/accuracy/top1"] for entry in logged] == [100 * right / 20]
+
+
+@pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])
+def test_teacher_is_evaluated_in_eval_mode_and_left_as_it_was(tmp_path, kind):
+    model = toy.algorithm(kind, teacher_ckpt=str(toy.teacher_file(tmp_path)))
+    runner = build_runner(toy.runner_config(tmp_path, model))
+    runner.model.train()
+    teacher, seen = runner.model.teacher, []
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    teacher.register_forward_hook(lambda module, *_: seen.append(module.training))
+    was_training, augmented = teacher.training, []
+    preprocess = runner.model.data_preprocessor.forward
+
+    def noted(batch, training):
+        augmented.append(training)
+        return preprocess(batch, training)
+
+    runner.model.data_preprocessor.forward = noted
+    state = torch.get_rng_state()
+    TeacherEvaluationHook().before_train(runner)
+    assert torch.equal(torch.get_rng_state(), state) and augmented == [False]
+    assert seen == [False] and teacher.training is was_training
+    assert was_training is (kind == "SingleTeacherDistill")
+    for name, value in teacher.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 @pytest.mark.parametrize("bias, warned", [(100.0, True), (0.0, False)])
@@ -245,7 +272,24 @@ def test_resuming_with_another_teacher_is_refused(tmp_path):
     other = toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[1]), resume=True)
     toy.fails(other, "teacher_ckpt.*began with.*but got another")
     same = toy.runner_config(run, toy.algorithm(teacher_ckpt=teachers[0]), resume=True)
-    assert toy.train(same)[1].count == 3
+    runner = build_runner(same)
+    seen = []
+    runner.model.teacher.register_forward_hook(lambda module, *_: seen.append(module.training))
+    runner.train()
+    # One preflight batch and three steps: its accuracy was measured when the run began.
+    assert seen == [False] * 4
+    # A training that only starts from the student's weights may have any teacher.
+    fresh = toy.runner_config(tmp_path / "b", toy.algorithm(teacher_ckpt=teachers[1]), **settings)
+    fresh.load_from = str(run / "epoch_2.pth")
+    assert toy.train(fresh)[1].count == 3
+
+
+def test_a_teacher_that_trains_has_no_digest():
+    hook, checkpoint = TeacherIdentityHook(), dict(meta={})
+    hook.before_save_checkpoint(
+        SimpleNamespace(model=toy.build(teacher_trainable=True)), checkpoint
+    )
+    assert checkpoint["meta"] == {}
 
 
 def test_digest_depends_on_values_and_names():
@@ -253,6 +297,10 @@ def test_digest_depends_on_values_and_names():
     first = weights_digest(network)
     assert first == weights_digest(network)
     assert first != weights_digest(torch.nn.Sequential(network))
+    norm = torch.nn.BatchNorm1d(2)
+    before = weights_digest(norm)
+    norm.running_mean += 1
+    assert before != weights_digest(norm)
     with torch.no_grad():
         network.bias[0] += 1
     assert first != weights_digest(network)

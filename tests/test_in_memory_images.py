@@ -224,6 +224,12 @@ def test_labels_and_numbers_of_a_batch():
     assert sample.gt_label.tolist() == [source[i]["data_samples"].gt_label.item() for i in rows]
     numbers = [source[i]["data_samples"].sample_idx for i in rows]
     assert SampleIndex()([sample]).tolist() == numbers
+    # What a wrapper repeats keeps its number.
+    twice = dict(
+        type="RepeatDataset", times=2, dataset=dict(type="Digits", pipeline=PACK, indices=20)
+    )
+    (sample,) = InMemoryImages(twice, device="cpu").__getitems__([4, 21, 39])["data_samples"]
+    assert sample.sample_idx.tolist() == [4, 1, 19]
     unnumbered = [dict(type="PackInputs", meta_keys=())]
     held = InMemoryImages(Digits(pipeline=unnumbered, indices=2), device="cpu")
     with pytest.raises(SettingError, match="sample_idx"):
@@ -240,9 +246,15 @@ class Flicker:
         return dict(results, img=results["img"] + np.random.randint(2, dtype=np.uint8))
 
 
+def last_flickers(results):
+    return Flicker()(results) if results["img"][0, 0, 2] == 20 else results
+
+
 @pytest.mark.parametrize(
     "pipeline, found",
     [
+        ([last_flickers, *PACK], "two readings of image 19"),
+        ([lambda results: dict(results, gt_score=np.array([0.5, 0.5])), *PACK], "one class each"),
         ([dict(type="RandomCrop", crop_size=32, padding=4), *PACK], "RandomCrop"),
         ([dict(type="ColorJitter", brightness=0.4), *PACK], "ColorJitter"),
         ([Flicker(), *PACK], "two readings of image"),
@@ -259,8 +271,13 @@ def test_pipelines_that_cannot_run_once(pipeline, found):
 
 def test_a_random_part_inside_a_wrapper_is_found():
     inner = dict(type="Digits", pipeline=[dict(type="RandomCrop", crop_size=32), *PACK])
-    with pytest.raises(SettingError, match="got RandomCrop"):
-        InMemoryImages(dict(type="RepeatDataset", dataset=inner, times=2), device="cpu")
+    plain = dict(type="Digits", pipeline=PACK)
+    for wrapped in (
+        dict(type="RepeatDataset", dataset=inner, times=2),
+        dict(type="ConcatDataset", datasets=[plain, inner]),
+    ):
+        with pytest.raises(SettingError, match="got RandomCrop"):
+            InMemoryImages(wrapped, device="cpu")
 
 
 def test_images_of_two_sizes():
@@ -276,6 +293,7 @@ def test_images_of_two_sizes():
     [
         ("padding", -1),
         ("padding", 1.5),
+        ("padding", True),
         ("flip_prob", 1.1),
         ("crop_size", 33),
         ("crop_size", 0),

@@ -120,6 +120,17 @@ def test_defaults_equal_the_published_term(method):
     assert_close(value, oracle(method, student, teacher, **DEFAULTS[method]))
 
 
+@pytest.mark.parametrize("method", ["dkd", "nkd", "mlkd", "ofa"])
+def test_defaults_of_the_classes_are_those_of_the_recipes(method):
+    student, teacher = logits(1), logits(2)
+    names = dict(zip(("student_logits", "teacher_logits"), (student, teacher)))
+    if NAMES[method][2]:
+        names["labels"] = LABELS
+    kind = {"dkd": "DecoupledKDLoss", "nkd": "NormalizedKDLoss", "mlkd": "MultiLevelKDLoss"}
+    value = MODELS.build({"type": kind.get(method, "OFALoss")})(**names)
+    assert_close(value, oracle(method, student, teacher, **DEFAULTS[method]))
+
+
 @pytest.mark.parametrize("method, change", CHANGES, ids=str)
 def test_each_setting_equals_the_published_term_and_counts(method, change):
     student, teacher = logits(3), logits(4)
@@ -256,8 +267,21 @@ def test_ofas_labels_may_be_scores():
 def test_mlkd_shows_its_terms():
     loss = MODELS.build({"type": "MultiLevelKDLoss"})
     value = loss(logits(1), logits(2))
-    assert set(loss.terms) == {"instance", "class", "batch"}
     assert_close(value, 9 * sum(loss.terms.values()))
+    # Of one image the median is its own confidence, a share of 1; of five classes it takes three.
+    student, teacher = logits(1, size=1), logits(2, size=1)
+    loss = MODELS.build({"type": "MultiLevelKDLoss", "temperatures": (2.0,)})
+    loss(student, teacher)
+    p, q = ((side / 2).softmax(1)[0] for side in (student, teacher))
+    by_class = (torch.outer(q, q) - torch.outer(p, p)).square().sum() / CLASSES
+    expected = {
+        "instance": 2 * 4 * (q * (q / p).log()).sum(),
+        "class": 3 / 5 * by_class,
+        "batch": (q.dot(q) - p.dot(p)).square(),
+    }
+    assert loss.terms.keys() == expected.keys()
+    for name, term in loss.terms.items():
+        assert_close(term, expected[name])
 
 
 # --- what MMRazor's losses do otherwise -------------------------------------------------------

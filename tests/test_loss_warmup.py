@@ -155,6 +155,20 @@ def test_only_the_named_loss_is_scaled_and_its_gradient_with_it():
     assert losses["loss_a"]([value, value])[1].item() == 0.5
 
 
+def test_a_training_begun_anew_scales_once_and_ends_without_a_scale():
+    model = toy.build(loss_warmup={LOSS: 4})
+    hook = LossWarmupHook()
+    runner = SimpleNamespace(model=model, train_loop=None, epoch=0)
+    plain = model(**toy.batch(), mode="loss")[f"distill.{LOSS}"]
+    for _ in range(2):
+        hook.before_train(runner)
+        hook.before_train_epoch(runner)
+    torch.testing.assert_close(model(**toy.batch(), mode="loss")[f"distill.{LOSS}"], plain / 4)
+    hook.after_train(runner)
+    torch.testing.assert_close(model(**toy.batch(), mode="loss")[f"distill.{LOSS}"], plain)
+    assert hook.factors == {}
+
+
 def test_the_losses_are_found_inside_a_distributed_wrapper(tmp_path):
     store = (tmp_path / "store").as_uri()
     torch.distributed.init_process_group("gloo", init_method=store, rank=0, world_size=1)

@@ -199,6 +199,9 @@ def test_the_widths_of_review():
     assert_close(narrow(**case), review_oracle(narrow, case))
     deepest = wide.chain.fusions[-1]
     assert deepest.attention is None and wide.chain.fusions[0].attention.bias is not None
+    # Before a normalisation a bias changes nothing; the published layers have none.
+    for fusion in wide.chain.fusions:
+        assert fusion.conv1[0].bias is None and fusion.conv2[0].bias is None
     copy.deepcopy(wide)
 
 
@@ -343,6 +346,7 @@ def test_mmrazors_conv_module_is_ofds_connector():
         ("ReviewKDLoss", dict(in_channels=(3, 0, 4)), "`in_channels`.*positive"),
         ("ReviewKDLoss", dict(out_channels=(3, 4)), "`out_channels`.*3 numbers"),
         ("ReviewKDLoss", dict(max_mid_channels=0), "`max_mid_channels`"),
+        ("ReviewKDLoss", dict(max_mid_channels=True), "`max_mid_channels`.*True"),
     ],
 )
 def test_malformed_settings(kind, settings, match):
@@ -361,6 +365,7 @@ def test_malformed_settings_of_the_paraphraser(name):
     [
         ("FSPLoss", dict(student_top=(3, 5, 4, 4)), "`student_top`.*teacher's 3.*got 5"),
         ("FSPLoss", dict(teacher_bottom=(3, 2)), "`teacher_bottom`.*N, C, H, W"),
+        ("FSPLoss", dict(teacher_bottom=(3, 2, 12)), "`teacher_bottom`.*N, C, H, W"),
         ("FSPLoss", dict(teacher_top=(2, 3, 3, 6)), "same images"),
         ("FactorTransferLoss", dict(teacher_feature=(3, 4)), "`teacher_feature`"),
         ("OverhaulLoss", dict(student_feature=(3, 2, 4, 4)), "`student_feature`.*3 channels.*2"),
@@ -369,6 +374,11 @@ def test_malformed_settings_of_the_paraphraser(name):
         ("ReviewKDLoss", dict(teacher_stage2=None), "`teacher_stage<i>`.*1 to 2.*teacher_stage1"),
         ("ReviewKDLoss", dict(teacher_pooled=(3, 6, 1, 1)), r"`teacher_pooled`.*\(N, C\)"),
         ("ReviewKDLoss", dict(student_stage3=(3, 5, 3, 3)), "`student_stage<i>`.*1 to 2"),
+        (
+            "ReviewKDLoss",
+            dict(teacher_stage1=(2, 2, 9, 8), teacher_stage2=(2, 5, 3, 4), teacher_pooled=(2, 6)),
+            "same images.*'student_pooled': 3, 'teacher_pooled': 2",
+        ),
     ],
 )
 def test_inputs_that_do_not_fit(kind, changes, match):

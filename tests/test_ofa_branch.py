@@ -104,6 +104,16 @@ def test_the_branch_starts_from_the_published_initialisation():
         built.init_weights()
 
 
+@pytest.mark.parametrize("num_blocks", [1, 2, 4])
+def test_the_blocks_have_the_published_number_and_width(num_blocks):
+    h = 8
+    built = OFATokenBranch(h, h, 5, map_size=(4, 4), num_blocks=num_blocks)
+    # Two norms; queries, keys and values without a bias and the output; a layer of 4 h and back.
+    block = 4 * h + (3 * h * h + h * h + h) + (4 * h * h + 4 * h + 4 * h * h + h)
+    assert len(built.blocks) == num_blocks
+    assert sum(p.numel() for p in built.blocks.parameters()) == num_blocks * block
+
+
 def test_mergings_are_the_published_number():
     for side in range(1, 120):
         assert count_mergings((side, side)) == max(

@@ -6,15 +6,18 @@ import copy
 import json
 import logging
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 import toy
 from mmengine.config import ConfigDict
 from mmengine.hooks import Hook
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmrazor.registry import MODELS
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks import PhaseHook
 from mskd_plugin.launch import build_runner
 from mskd_plugin.recipes import ab, distill, fsp, ft, kd, two_phases
 
@@ -144,6 +147,8 @@ def test_phases_learning_rates_and_momentum_of_a_run(whole):
     log = (folder / runner.timestamp / f"{runner.timestamp}.log").read_text()
     assert "Phase 1 of 2 from epoch 1: losses loss_ft_paraphraser;" in log
     assert "Phase 2 of 2 from epoch 3: losses loss_ft;" in log
+    assert log.count(" of 2 from epoch ") == 2  # told once each
+    assert "begins before the end of phase 1" not in log
     validated = re.findall(r"Epoch\(val\) +\[(\d+)\]", log)
     assert set(validated) == {"3", "4"}  # the classifier does not train before
     lines = (folder / runner.timestamp / "vis_data" / "scalars.json").read_text().splitlines()
@@ -241,6 +246,52 @@ def test_a_schedule_that_does_not_begin_anew_is_named(tmp_path):
     runner.logger.addHandler(handler)
     runner.train()
     assert any("MultiStepLR begins before the end of phase 1 and goes on" in m for m in messages)
+
+
+def test_phase_2_drops_the_momentum_of_every_optimizer(tmp_path):
+    runner = build_runner(config(tmp_path))
+    model, optimizers = runner.model, []
+    for part in (model.architecture, model.distiller.connectors):
+        optimizers.append(torch.optim.SGD(part.parameters(), 0.1, momentum=0.9))
+        for parameter in part.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        optimizers[-1].step()
+    pair = OptimWrapperDict(one=OptimWrapper(optimizers[0]), other=OptimWrapper(optimizers[1]))
+    hook = PhaseHook()
+    hook.before_train(runner)
+    runner.optim_wrapper = pair
+    for runner.train_loop._epoch, kept in ((1, True), (2, False)):
+        assert runner.epoch in (1, 2)
+        hook.before_train_epoch(runner)
+        assert [bool(optimizer.state) for optimizer in optimizers] == [kept, kept]
+
+
+@pytest.mark.parametrize(
+    ("by_epoch", "begin", "end", "warned"),
+    [
+        # Of 2 epochs of 5 steps each; one that ends a step later takes its factor back then.
+        (True, 0, 2, False),
+        (True, 0, 3, False),
+        (True, 0, 4, True),
+        (True, 1, 100, True),
+        (True, 2, 100, False),
+        (False, 0, 11, False),
+        (False, 0, 12, True),
+        (False, 9, 500, True),
+        (False, 10, 500, False),
+    ],
+)
+def test_which_schedules_reach_over_the_change(by_epoch, begin, end, warned):
+    scheduler = SimpleNamespace(by_epoch=by_epoch, begin=begin, end=end)
+    for schedulers in ([scheduler], {"one": [], "other": [scheduler]}):
+        messages = []
+        runner = SimpleNamespace(
+            param_schedulers=schedulers,
+            train_dataloader=range(5),
+            logger=SimpleNamespace(warning=messages.append),
+        )
+        PhaseHook()._warn_of_schedule(runner, 2)
+        assert len(messages) == warned
 
 
 def test_several_processes_need_the_setting(tmp_path):

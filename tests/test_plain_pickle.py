@@ -142,6 +142,13 @@ def test_anything_else_is_refused(save, content):
         load_plain(save({"model": torch.zeros(1), "best": content}))
 
 
+@pytest.mark.parametrize("name", ["load", "save", "compile", "hub", "Tensor", "nothing"])
+def test_of_torch_itself_dtypes_alone_are_found(name):
+    with pytest.raises(pickle.UnpicklingError, match=f"GLOBAL torch.{name} "):
+        plain_pickle.load(io.BytesIO(b"\x80\x02ctorch\n" + name.encode() + b"\n."))
+    assert plain_pickle.load(io.BytesIO(b"\x80\x02ctorch\nint8\n.")) is torch.int8
+
+
 def set_attributes(found: bytes, **attributes: object) -> bytes:
     """A stream that finds something and sets its attributes."""
     state = pickle.dumps((None, attributes), protocol=2)[2:-1]

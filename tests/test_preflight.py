@@ -37,10 +37,13 @@ def test_preflight_wants_a_loaded_teacher(tmp_path):
     )
 
 
-def test_preflight_compares_normalisations(tmp_path):
-    teacher = dict(toy.classifier("teacher"), data_preprocessor=dict(mean=[1.0] * 3, std=[2.0] * 3))
+@pytest.mark.parametrize("name, mean, std", [("mean", 1.0, 80.0), ("std", 80.0, 2.0)])
+def test_preflight_compares_normalisations(tmp_path, name, mean, std):
+    own = dict(mean=[mean] * 3, std=[std] * 3)
+    teacher = dict(toy.classifier("teacher"), data_preprocessor=own)
     model = toy.algorithm(teacher=teacher, teacher_ckpt=str(toy.teacher_file(tmp_path)))
-    toy.fails(toy.runner_config(tmp_path, model), r"data_preprocessor.*teacher's own mean \[1\.0")
+    value = f"{own[name][0]:.1f}"
+    toy.fails(toy.runner_config(tmp_path, model), rf"data_preprocessor.*own {name} \[{value},")
 
 
 def broken(path, value, **loss):

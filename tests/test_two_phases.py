@@ -147,6 +147,49 @@ def test_what_the_user_froze_stays_frozen():
         assert student.backbone.bn1.weight.requires_grad
 
 
+def test_a_module_whose_name_begins_alike_does_not_train():
+    cfg = {**distill(base(), ab(base())), "init_modules": ["architecture.backbone.layer1"]}
+    init_default_scope("mmpretrain")
+    student = ROOT_MODELS.build(cfg.pop("architecture"))
+    student.backbone.layer10 = torch.nn.Sequential(torch.nn.BatchNorm1d(2))
+    model = ROOT_MODELS.build({**cfg, "architecture": student})
+    model.enter_phase(1)
+    model.train()
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    assert trained and all(n.startswith("architecture.backbone.layer1.") for n in trained)
+    assert student.backbone.layer1.training and not student.backbone.layer10.training
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_phase_begins_without_gradients_of_the_other(name):
+    model = build(name)
+    model.train()
+    model.enter_phase(1)
+    model.parse_losses(model(**toy.batch(), mode="loss"))[0].backward()
+    assert any(p.grad is not None for p in model.parameters())
+    model.enter_phase(2)
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_phase_2_has_the_settings_that_the_model_was_built_with():
+    cfg = distill(base(), ft(base()))
+    init_default_scope("mmpretrain")
+    del cfg["init_epochs"]
+    model = ROOT_MODELS.build({**cfg, "calculate_student_loss": False, "student_trainable": False})
+    assert model.init_epochs == 30
+    for phase in (1, 2):
+        model.enter_phase(phase)
+        assert not model.calculate_student_loss and not model.student_trainable
+    # The paraphraser learns without the student, whose forward then needs no graph.
+    model = build("ft")
+    for phase in (1, 2):
+        model.enter_phase(phase)
+        assert (model.calculate_student_loss, model.student_trainable) == (phase == 2,) * 2
+    model = build("ab")
+    model.enter_phase(1)
+    assert (model.calculate_student_loss, model.student_trainable) == (False, True)
+
+
 def test_no_training_without_a_phase_but_checks():
     model = build("ft")
     model.train()
@@ -168,6 +211,7 @@ def test_no_training_without_a_phase_but_checks():
         ("init_modules", ["architecture.neck.fc"], "`init_modules`"),
         ("init_epochs", 0, "`init_epochs`.*positive"),
         ("init_epochs", 1.5, "`init_epochs`.*positive.*1.5"),
+        ("init_epochs", True, "`init_epochs`.*positive.*True"),
     ],
 )
 def test_malformed_settings(setting, value, match):

@@ -1,0 +1,97 @@
+"""The checks before training by themselves; test_preflight.py has them inside a run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+import toy
+from mmengine.config import Config
+from mmengine.dataset import default_collate
+from mmpretrain.structures import DataSample
+from torch.utils.data import DataLoader
+
+from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.preflight import (
+    _unchanged,
+    _watch_categorization,
+    check_batch_size,
+    check_data,
+    check_data_roots,
+    check_losses,
+    check_teacher,
+    tell_accumulation,
+    two_images,
+)
+
+
+def test_a_teacher_that_trains_may_begin_at_random():
+    check_teacher(toy.build(teacher_trainable=True), torch.nn.Identity())
+    with pytest.raises(SettingError, match="teacher_ckpt"):
+        check_teacher(toy.build(), torch.nn.Identity())
+
+
+def test_data_sets_of_none_and_of_one_image():
+    with pytest.raises(SettingError, match="train_dataloader.dataset.*at least one.*empty"):
+        check_data([], toy.build())
+    assert two_images(DataLoader([7])).tolist() == [7, 7]
+    assert two_images(DataLoader([7, 8, 9])).tolist() == [7, 8]
+
+
+def test_model_and_mode_stay_as_they_were():
+    model = toy.build(distiller=toy.distiller(keep="consistent"))
+    handles = _watch_categorization(model)
+    assert len(handles) == 2 and not _watch_categorization(toy.build())
+    for handle in handles:
+        handle.remove()
+    samples = [dict(inputs=torch.zeros(3, 32, 32), data_samples=DataSample().set_gt_label(0))] * 2
+    check_losses(model.eval(), DataLoader(samples, collate_fn=default_collate))
+    hooked = [name for name, m in model.named_modules() if m._forward_pre_hooks]
+    assert not hooked and not model.teacher._forward_hooks
+    for training in (False, True):
+        model.train(training)
+        with _unchanged(model):
+            assert not model.student.training and not torch.is_grad_enabled()
+        assert model.student.training is training
+
+
+def test_a_stage_of_another_width_than_the_classifiers_is_named():
+    distiller = toy.distiller(keep="consistent")
+    distiller["teacher_recorders"]["stage3"]["source"] = "backbone.layer2"
+    samples = [dict(inputs=torch.zeros(3, 32, 32), data_samples=DataSample().set_gt_label(0))] * 2
+    with pytest.raises(SettingError, match="`classifier_weight`.*this stage's 8 channels"):
+        check_losses(
+            toy.build(distiller=distiller), DataLoader(samples, collate_fn=default_collate)
+        )
+
+
+def test_data_roots_inside_wrappers_and_elsewhere(tmp_path):
+    inner = dict(type="CIFAR10", data_root=str(tmp_path / "nowhere"))
+    wrapped = dict(type="RepeatDataset", times=2, dataset=dict(type="KFoldDataset", dataset=inner))
+    with pytest.raises(SettingError, match="val_dataloader.dataset.data_root.*nowhere"):
+        check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
+    inner["data_root"] = "s3://bucket/images"  # not on this machine
+    check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "size", "accumulated", "told"),
+    [(1, 8, 2, False), (2, 8, 1, False), (2, 8, 2, True), (1, 8, 1, True), (4, 2, 2, False)],
+)
+def test_a_step_takes_the_images_of_all_processes_and_batches(world_size, size, accumulated, told):
+    messages = []
+    runner = SimpleNamespace(
+        cfg=dict(
+            auto_scale_lr=dict(base_batch_size=16),
+            optim_wrapper=dict(accumulative_counts=accumulated),
+        ),
+        train_dataloader=DataLoader(range(64), batch_size=size),
+        world_size=world_size,
+        logger=SimpleNamespace(warning=messages.append),
+    )
+    check_batch_size(runner)
+    assert len(messages) == told
+    messages.clear()
+    tell_accumulation(runner)
+    assert len(messages) == (accumulated > 1)
