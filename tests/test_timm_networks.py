@@ -12,6 +12,7 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.models import TIMMBackbone
 from mmpretrain.structures import DataSample
+from mskd_by_hand import assert_loss_is_that_of_the_loops
 from torch import nn
 
 from mskd_plugin.checkpoints.weights import load_weights
@@ -238,22 +239,32 @@ def test_a_classifier_under_head_fc(timm, tmp_path):
             assert load_weights(model, tmp_path / "timm.pth") == "timm"
 
 
-@pytest.mark.parametrize("teacher, student", [("timm:vit", "resnet18"), ("resnet18", "timm:mlp")])
-def test_mskd_on_token_networks_of_timm(timm, teacher, student):
+def two_images():
+    torch.manual_seed(1)
+    samples = [DataSample().set_gt_label(label) for label in (3, 5)]
+    return dict(inputs=torch.randn(2, 3, 224, 224), data_samples=samples)
+
+
+def assert_the_student_learns(model, loss):
+    loss.backward()
+    grads = [p.grad for p in model.student.backbone.parameters() if p.grad is not None]
+    assert grads and all(grad.isfinite().all() for grad in grads)
+    assert any(grad.any() for grad in grads)
+    assert all(p.grad is None for p in model.teacher.parameters())
+
+
+@pytest.mark.parametrize(
+    "teacher, student, tokens",
+    [("timm:vit", "resnet18", dict(teacher_tokens=1)), ("resnet18", "timm:mlp", {})],
+)
+def test_mskd_on_token_networks_of_timm(timm, teacher, student, tokens):
     base = {
         "pair": {"teacher": teacher, "student": student, "num_classes": 10},
         "data_preprocessor": {"type": "ClsDataPreprocessor", "mean": [0.0] * 3, "std": [1.0] * 3},
     }
     init_default_scope("mmpretrain")
-    torch.manual_seed(0)
-    model = MODELS.build({**distill(base, mskd(base)), "_scope_": "mmrazor"})
-    samples = [DataSample().set_gt_label(label) for label in (3, 5)]
-    losses = model(torch.randn(2, 3, 224, 224), samples, mode="loss")
-    (name,) = [key for key in losses if key.startswith("distill.loss_")]
-    losses[name].backward()
-    assert losses[name] > 0 and losses[name].isfinite()
-    grads = [p.grad for p in model.student.backbone.parameters() if p.grad is not None]
-    assert sum(grad.abs().sum() for grad in grads) > 0
+    cfg = {**distill(base, mskd(base)), "_scope_": "mmrazor"}
+    assert_the_student_learns(*assert_loss_is_that_of_the_loops(cfg, two_images(), **tokens))
 
 
 @pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
@@ -261,15 +272,23 @@ def test_the_pair_takes_a_step(timm, file):
     cfg = Config.fromfile(file)
     init_default_scope(cfg.default_scope)
     cfg.model.teacher_ckpt = None  # tests download nothing
-    model = MODELS.build(cfg.model)
-    samples = [DataSample().set_gt_label(label) for label in (3, 5)]
-    losses = model(torch.randn(2, 3, 224, 224), samples, mode="loss")
-    name = next(key for key in losses if key.startswith("distill.loss_"))
-    losses[name].backward()
-    assert losses[name] > 0
-    grads = [p.grad for p in model.student.backbone.parameters()]
-    assert sum(grad.abs().sum() for grad in grads if grad is not None) > 0
-    assert all(p.grad is None for p in model.teacher.parameters())
+    if "kd" not in file.stem.split("_"):
+        tokens = dict(student_tokens=1) if "deit" in file.stem else {}
+        model, loss = assert_loss_is_that_of_the_loops(cfg.model, two_images(), **tokens)
+    else:
+        torch.manual_seed(0)
+        model, logits = MODELS.build(cfg.model), []
+        for network_ in (model.student, model.teacher):
+            network_.head.fc.register_forward_hook(lambda *io: logits.append(io[-1].detach()))
+        loss = model(**two_images(), mode="loss")["distill.loss_kd"]
+        settings = cfg.model.distiller.distill_losses.loss_kd
+        tau = settings.tau
+        teacher, student = (values.double().div(tau).softmax(1) for values in logits)
+        expected = (teacher * (teacher.log() - student.log())).sum(1).mean() * tau**2
+        torch.testing.assert_close(
+            loss.item(), settings.loss_weight * expected.item(), rtol=1e-4, atol=1e-6
+        )
+    assert_the_student_learns(model, loss)
 
 
 def test_refusals(timm, monkeypatch):
