@@ -17,7 +17,7 @@ from mmpretrain.registry import DATASETS
 from mmrazor.engine.hooks import StopDistillHook
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.preflight import check_data_roots, check_stop
+from mskd_plugin.hooks.preflight import PreflightHook, check_data_roots, check_stop
 from mskd_plugin.launch import build_runner
 
 
@@ -111,6 +111,24 @@ def test_preflight_changes_nothing(tmp_path):
     assert results[0][0] == results[1][0]
     for name, value in results[0][1].items():
         assert torch.equal(value, results[1][1][name]), name
+
+
+@pytest.mark.parametrize("wrapper", ["OptimWrapper", "BFloat16OptimWrapper"])
+def test_preflight_computes_as_the_training(tmp_path, wrapper):
+    runner = build_runner(toy.runner_config(tmp_path, **{"optim_wrapper.type": wrapper}))
+    preprocess, training, autocast = runner.model.data_preprocessor.forward, [], []
+
+    def noted(batch, mode=False):
+        training.append(mode)
+        return preprocess(batch, mode)
+
+    runner.model.data_preprocessor.forward = noted
+    runner.model.student.head.register_forward_hook(
+        lambda *_: autocast.append(torch.is_autocast_enabled("cpu"))
+    )
+    PreflightHook().before_train(runner)
+    assert training == [False, True]  # validation, then the losses
+    assert autocast == [False, wrapper == "BFloat16OptimWrapper"]
 
 
 def test_preflight_compares_the_starts_of_the_processes(tmp_path, monkeypatch):

@@ -39,6 +39,17 @@ def test_data_sets_of_none_and_of_one_image():
     assert two_images(DataLoader([7, 8, 9])).tolist() == [7, 8]
 
 
+def test_images_are_read_as_torch_would():
+    class Batches(list):
+        def __getitem__(self, index):
+            raise AssertionError("one by one")
+
+        def __getitems__(self, indices):
+            return [10 * index for index in indices]
+
+    assert two_images(DataLoader(Batches([7, 8, 9]))).tolist() == [0, 10]
+
+
 def test_model_and_mode_stay_as_they_were():
     model = toy.build(distiller=toy.distiller(keep="consistent"))
     handles = _watch_categorization(model)
