@@ -1,4 +1,4 @@
-"""The learning rate of an initial phase, for MMEngine's parameter schedulers."""
+"""MMEngine's parameter schedulers: one for an initial phase, and all of a runner."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import Any
 
 from mmengine.optim import ConstantLR
 from mmengine.registry import PARAM_SCHEDULERS
+from mmengine.runner import Runner
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -27,3 +28,10 @@ class InitialPhaseLR(ConstantLR):
         super().__init__(*args, **kwargs)
         self.total_iters += 1
         self.end += 1
+
+
+def schedulers_of(runner: Runner) -> list[Any]:
+    """Return a runner's built parameter schedulers, those of several optimizers in one list."""
+    schedulers: Any = runner.param_schedulers or []
+    groups = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
+    return [scheduler for group in groups for scheduler in group]

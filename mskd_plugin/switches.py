@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +38,29 @@ def scale_learning_rate(cfg: Config) -> None:
             "the batch size that the learning rate is meant for, with --auto-scale-lr",
             None,
         )
-    schedulers = cfg.get("param_scheduler") or []
-    for scheduler in [schedulers] if isinstance(schedulers, dict) else schedulers:
-        if "eta_max" in scheduler:
-            raise SettingError(
-                "--auto-scale-lr",
-                "given with schedulers that follow the optimizer's learning rate",
-                f"a {scheduler['type']}, whose own eta_max={scheduler['eta_max']} is the rate",
-            )
+    if found := schedule_with_own_rate(cfg):
+        raise SettingError(
+            "--auto-scale-lr",
+            "given with schedulers that follow the optimizer's learning rate",
+            f"a {found['type']}, whose own eta_max={found['eta_max']} is the rate",
+        )
     cfg.auto_scale_lr.enable = True
     accumulated = cfg.optim_wrapper.get("accumulative_counts", 1)
     if accumulated > 1:
         cfg.auto_scale_lr.base_batch_size /= accumulated
+
+
+def schedule_with_own_rate(cfg: Config) -> ConfigDict | None:
+    """Return the scheduler, if any, that states the learning rate by itself."""
+    schedulers = cfg.get("param_scheduler") or []
+    listed = [schedulers] if isinstance(schedulers, dict) else schedulers
+    return next((scheduler for scheduler in listed if "eta_max" in scheduler), None)
+
+
+def type_name(settings: Mapping[str, Any], default: str = "") -> str:
+    """Return the name of a config's type without its scope; a type may be given as a class."""
+    kind = settings.get("type", default)
+    return kind.__name__ if isinstance(kind, type) else str(kind).split(".")[-1]
 
 
 def use_mixed_precision(cfg: Config) -> None:
@@ -57,11 +69,17 @@ def use_mixed_precision(cfg: Config) -> None:
     Raises:
         SettingError: If the config's optimizer wrapper is not the plain ``OptimWrapper``.
     """
-    kind = cfg.optim_wrapper.get("type", "OptimWrapper")
+    kind = type_name(cfg.optim_wrapper, default="OptimWrapper")
     if kind in ("BFloat16OptimWrapper", "AmpOptimWrapper"):
         return
     if kind != "OptimWrapper":
         raise SettingError("optim_wrapper.type", "'OptimWrapper' with --amp or --fast", repr(kind))
+    if "optimizer" not in cfg.optim_wrapper:
+        raise SettingError(
+            "optim_wrapper",
+            "a wrapper of one optimizer with --amp or --fast",
+            f"one with the keys {', '.join(cfg.optim_wrapper)}",
+        )
     if torch.cuda.is_available() and not _computes_bfloat16():
         cfg.optim_wrapper.type = "AmpOptimWrapper"
         cfg.optim_wrapper.setdefault("loss_scale", "dynamic")
@@ -98,7 +116,7 @@ def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
     if wrapper.pop("type", None) is not None:
         use_mixed_precision(cfg)
     if wrapper.get("optimizer", {}).get("fused") and not computes_fused(
-        cfg.optim_wrapper.optimizer
+        cfg.optim_wrapper.optimizer, cfg.get("default_scope")
     ):
         del wrapper["optimizer"]["fused"]
     if not _distils_frozen_teacher(cfg.model):
@@ -127,10 +145,9 @@ def _labels_are_classes(cfg: Config) -> bool:
     """Whether training images only get normalised and collated, each with its class."""
     preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
     usual = {"type", "mean", "std", "to_rgb", "num_classes"}
-    kind = str(preprocessor.get("type", "")).split(".")[-1]
     collate = cfg.get("train_dataloader", {}).get("collate_fn", {}).get("type")
     return (
-        kind == "ClsDataPreprocessor"
+        type_name(preprocessor) == "ClsDataPreprocessor"
         and preprocessor.keys() <= usual
         and (collate == "default_collate")
     )
@@ -146,9 +163,7 @@ def _set_preprocessor(cfg: Config, kind: str) -> None:
 
 def has_frozen_teacher(model: ConfigDict) -> bool:
     """Whether a model config is of one of :data:`FROZEN_TEACHER`, by name or as a class."""
-    kind = model.get("type")
-    name = kind.__name__ if isinstance(kind, type) else str(kind)
-    return name.split(".")[-1] in FROZEN_TEACHER
+    return type_name(model) in FROZEN_TEACHER
 
 
 def _distils_frozen_teacher(model: ConfigDict) -> bool:
@@ -159,21 +174,33 @@ def _distils_frozen_teacher(model: ConfigDict) -> bool:
     )
 
 
-def computes_fused(optimizer: ConfigDict) -> bool:
+def find_optimizer(kind: str | type, scope: str | None = None) -> type | None:
+    """Return the class of an optimizer of MMEngine, or of the package that ``scope`` names."""
+    if not isinstance(kind, str):
+        return kind
+    with OPTIMIZERS.switch_scope_and_registry(scope) as registry:
+        return registry.get(kind)
+
+
+def computes_fused(optimizer: ConfigDict, scope: str | None = None) -> bool:
     """Whether torch has fused kernels for an optimizer on the device that trains.
 
     On a GPU every optimizer with the argument has them, SGD since torch 2.3. CPUs are asked; they
     have them since 2.4.
+
+    Args:
+        optimizer: Its settings.
+        scope: The config's ``default_scope``.
     """
-    kind = optimizer.get("type")
-    found = OPTIMIZERS.get(kind) if isinstance(kind, str) else kind
+    found = find_optimizer(optimizer.get("type"), scope)
     if found is None or "fused" not in inspect.signature(found).parameters:
         return False
     if get_device() == "cuda":  # not asked: the process has not chosen its own GPU yet
         return True
     parameter = nn.Parameter(torch.zeros(1, device=get_device()))
+    settings = {key: value for key, value in optimizer.items() if key not in ("type", "_scope_")}
     try:
-        OPTIMIZERS.build({**optimizer, "params": [parameter], "fused": True})
+        found([parameter], **{**settings, "fused": True})
     except RuntimeError:
         return False
     return True

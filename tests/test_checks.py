@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import pytest
 import toy
+from mmengine.config import Config
+from mmengine.registry import DefaultScope
+from mmengine.runner._flexible_runner import FlexibleRunner
 
 from mskd_plugin import launch
 from mskd_plugin.errors import SettingError
@@ -32,13 +35,16 @@ def started_by_nobody(monkeypatch):
             {"default_hooks.checkpoint.intervall": 2},
             r"`default_hooks\.checkpoint\.intervall` .* but got 2\. Did you mean 'interval'",
         ),
+        ({"load_from": 1}, "`load_from` to be the path of a checkpoint, but got 1"),
+        ({"load_from": "/"}, "`load_from` to be a checkpoint, but got '/', which is a folder"),
         ({"load_from": "no.pth"}, "`load_from` to be a checkpoint, but got 'no.pth', which is not"),
         ({"randomness.seed": 2**32}, "`randomness.seed` .* at most 4294967295, but got 4294967296"),
         ({"launcher": "pytorch"}, "`--launcher` .* but got 'pytorch' without RANK in the env"),
         ({"launcher": "slurm"}, "`--launcher` .* but got 'slurm' without SLURM_PROCID"),
     ],
     ids=[
-        *["wrapper", "hook", "compile", "checkpoint", "load_from", "seed", "torchrun", "slurm"],
+        *["wrapper", "hook", "compile", "checkpoint", "number", "folder", "load_from", "seed"],
+        *["torchrun", "slurm"],
     ],
 )
 def test_a_mistyped_setting_is_named_before_anything_is_written(tmp_path, options, told):
@@ -113,3 +119,46 @@ def test_an_epoch_without_a_batch(tmp_path):
     cfg.train_dataloader.drop_last = True
     with pytest.raises(SettingError, match="`train_dataloader` .* of 8, but got 7 images, and dr"):
         launch.build_runner(cfg)
+
+
+def test_a_base_of_another_package(tmp_path):
+    """Its dicts state the package that their types are of."""
+    (tmp_path / "own.py").write_text('_base_ = "mmpretrain::resnet/resnet18_8xb16_cifar10.py"\n')
+    cfg = Config.fromfile(tmp_path / "own.py")
+    assert cfg.default_hooks.checkpoint._scope_ == "mmpretrain"
+    cfg.work_dir = str(tmp_path)
+    check_settings(cfg)
+    cfg.default_hooks.checkpoint.intervall = 1
+    with pytest.raises(SettingError, match="checkpoint.intervall"):
+        check_settings(cfg)
+
+
+def test_optimizers_of_the_configs_package(tmp_path):
+    DefaultScope._instance_dict.clear()  # as a tool's process begins
+    settings = {"optim_wrapper.optimizer": dict(type="Lamb", lr=0.1, _delete_=True)}
+    cfg = toy.runner_config(tmp_path, **settings)
+    check_settings(cfg)
+    cfg.default_scope = "mmengine"
+    with pytest.raises(SettingError, match="optimizer.type.* 'Lamb'"):
+        check_settings(cfg)
+
+
+def test_initial_weights_in_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "start.pth").touch()
+    check_settings(toy.runner_config(tmp_path / "run", load_from="~/start.pth"))
+
+
+def test_a_rate_that_a_schedule_states_is_not_scaled(tmp_path):
+    cfg = Config.fromfile(toy.ROOT / "configs" / "demo" / "student_resnet8_digits.py")
+    cfg.work_dir = str(tmp_path)
+    check_settings(cfg)
+    cfg.auto_scale_lr.enable = True
+    with pytest.raises(SettingError, match="`auto_scale_lr.enable` .* OneCycleLR of eta_max"):
+        check_settings(cfg)
+
+
+def test_a_runner_that_is_not_mmengines_own_builds_by_itself(tmp_path):
+    cfg = toy.runner_config(tmp_path, runner_type="FlexibleRunner", env_cfg={})
+    runner = launch.build_runner(cfg)
+    assert isinstance(runner, FlexibleRunner) and isinstance(runner._train_dataloader, dict)

@@ -9,6 +9,7 @@ import torch
 import toy
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.model import ImgDataPreprocessor
 from mmrazor.registry import MODELS
 from tool_runs import MSKD, load, parse
 
@@ -109,7 +110,8 @@ def test_options_of_every_type_reach_the_config():
             r"'train_dataloadr.batch_size'\. Did you mean 'train_dataloader'\?",
         ),
         ("zzz=1", r"but got 'zzz'\.$"),
-        ("epochs=3", r"but got 'epochs'\. The config's own variables take effect only while"),
+        ("epochs=3", r"but got 'epochs'\. Variables of the config's own are changed in the file"),
+        ("launcher=mpi", r"but got 'launcher'\. --launcher sets it"),
         ("log_level.x.y=1", "`--cfg-options` to be settings of .* but got .*log_level|str"),
         ("custom_hooks.7=1", "`--cfg-options` to be settings of .*[Ii]ndex 7|custom_hooks"),
     ],
@@ -125,6 +127,21 @@ def test_options_that_are_no_pairs_are_refused(option, capsys):
         load("--cfg-options", "log_level=INFO", option)
     assert stopped.value.code == 2
     assert f"--cfg-options: expected KEY=VALUE, but got {option!r}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "optim_wrapper.optimizer={'type':'SGD'}",
+        "val_evaluator=[{'type':'Accuracy','topk':(1,5)},{'type':'SingleLabelMetric'}]",
+    ],
+)
+def test_dicts_are_given_key_by_key(option, capsys):
+    with pytest.raises(SystemExit):
+        load("--cfg-options", option)
+    assert "expected a dict as KEY.SUBKEY=VALUE" in capsys.readouterr().err
+    name = load("--cfg-options", "default_hooks.checkpoint.filename_tmpl={}_of_8.pth")
+    assert name.default_hooks.checkpoint.filename_tmpl == "{}_of_8.pth"
 
 
 def test_the_models_copy_of_the_normalisation_follows():
@@ -149,6 +166,12 @@ def test_what_the_model_is_made_from_is_set_before():
         load("--cfg-options", *options[:2], "train_cfg.max_epochs=3")
     with pytest.raises(SettingError, match="`--cfg-options` .* but got 'num_train_image'"):
         load("--method", "crd", "--cfg-options", "num_train_image=7", config=pair)
+
+
+def test_a_model_of_none(tmp_path):
+    (tmp_path / "own.py").write_text("model = None\n")
+    with pytest.raises(SettingError, match="`--method` to be given with"):
+        load(config=tmp_path / "own.py")
 
 
 def test_work_dir_and_launcher(tmp_path):
@@ -240,6 +263,10 @@ def test_mmengines_preprocessor_becomes_a_classifiers():
     given = student.data_preprocessor(dict(inputs=list(images)))["inputs"]
     assert torch.equal(given, expected) and given.shape == (2, 3, 6, 6)
     assert launch.for_classifier(dict(own, bgr_to_rgb=False))["to_rgb"] is False
+    as_class = launch.for_classifier(dict(own, type=ImgDataPreprocessor))
+    assert as_class == cfg.data_preprocessor
+    classes = dict(type="ClsDataPreprocessor")  # of a pure Python config it would not print copied
+    assert launch.for_classifier(classes) is classes
 
 
 def test_the_teachers_weights(tmp_path, monkeypatch):
@@ -318,6 +345,9 @@ def test_a_used_work_dir(tmp_path):
     cfg.resume = True
     launch.check_work_dir(cfg)
     cfg.load_from = str(tmp_path / "epoch_9.pth")
+    launch.check_work_dir(cfg)
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "out_dir" / "epoch_8.pth"))
+    cfg.load_from = str(tmp_path / "out_dir" / "epoch_7.pth")  # CheckpointHook's
     launch.check_work_dir(cfg)
     cfg.load_from = str(tmp_path / "another run" / "epoch_9.pth")
     with pytest.raises(SettingError, match="`--work-dir` .* --resume to continue from its own"):

@@ -22,8 +22,8 @@ from mskd_plugin.hooks.preflight import (
     check_losses,
     check_teacher,
     tell_accumulation,
-    two_images,
 )
+from mskd_plugin.hooks.trial import two_images
 
 
 def test_a_teacher_that_trains_may_begin_at_random():
@@ -84,6 +84,22 @@ def test_data_roots_inside_wrappers_and_elsewhere(tmp_path):
         check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
     inner["data_root"] = "s3://bucket/images"  # not on this machine
     check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
+
+
+def test_no_scaling_is_advised_where_it_is_refused():
+    messages = []
+    runner = SimpleNamespace(
+        cfg=Config(dict(auto_scale_lr=dict(base_batch_size=16), param_scheduler=[])),
+        train_dataloader=DataLoader(range(64), batch_size=8),
+        world_size=1,
+        logger=SimpleNamespace(warning=messages.append),
+    )
+    for schedulers in ([], [dict(type="OneCycleLR", eta_max=0.1)]):
+        runner.cfg.param_scheduler = schedulers
+        check_batch_size(runner)
+    follows, states_its_own = messages
+    assert follows.endswith("auto_scale_lr.base_batch_size=16: --auto-scale-lr scales it.")
+    assert states_its_own.endswith("auto_scale_lr.base_batch_size=16.")
 
 
 @pytest.mark.parametrize(

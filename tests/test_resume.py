@@ -152,7 +152,7 @@ def test_an_automatic_resume_looks_at_the_method_too(tmp_path):
         launch.set_resume(cfg, "auto")
         assert cfg.load_from is None
         if method == "kd":
-            assert check_resumed(cfg) == ""
+            assert check_resumed(cfg).changes == ""
             continue
         with pytest.raises(SettingError, match="`--resume` to be a checkpoint of this config's me"):
             check_resumed(cfg)
@@ -166,7 +166,7 @@ def test_what_may_change(of_kd, tmp_path):
         ["--cfg-options", "optim_wrapper.optimizer.lr=0.5", "model.teacher_ckpt=no/such.pth"],
         ["--cfg-options", f"{LOSS}.type=KLDivergence", "model.save_teacher=True"],
     ):
-        assert resumed(config(*options), of_kd) == "", options
+        assert resumed(config(*options), of_kd).changes == "", options
 
 
 def test_what_the_runner_adds_to_the_model(tmp_path):
@@ -182,15 +182,15 @@ def test_what_the_runner_adds_to_the_model(tmp_path):
     state = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor}).state_dict()
     assert "data_preprocessor.count" in state
     file = written(tmp_path / "epoch_1.pth", config(method="student"), state_dict=state)
-    assert resumed(cfg, file) == ""
+    assert resumed(cfg, file).changes == ""
 
 
 def test_files_of_other_runners_and_places_are_left_to_them(tmp_path):
     cfg = config()
     cfg.resume, cfg.load_from = True, "s3://bucket/epoch_1.pth"
-    assert check_resumed(cfg) == ""
+    assert check_resumed(cfg) is None
     cfg.load_from, cfg.runner_type = str(tmp_path), "FlexibleRunner"  # DeepSpeed writes folders
-    assert check_resumed(cfg) == ""
+    assert check_resumed(cfg) is None
     cfg.pop("runner_type")
     with pytest.raises(SettingError, match="`--resume`"):
         check_resumed(cfg)
@@ -200,18 +200,18 @@ def test_types_may_be_classes(of_kd, tmp_path):
     dumped, classes = tmp_path / "dumped.py", tmp_path / "classes.py"
     cfg = config()
     cfg.dump(dumped)
-    assert resumed(Config.fromfile(dumped), of_kd) == ""
+    assert resumed(Config.fromfile(dumped), of_kd).changes == ""
     classes.write_text(AS_CLASSES.format(model=cfg.model.to_dict()))
     types = Config.fromfile(classes)
     types.default_scope, types.work_dir = "mmpretrain", str(tmp_path)
     assert isinstance(types.model.distiller.distill_losses.loss_kd.type, type)
-    assert resumed(types, of_kd) == ""
-    assert resumed(cfg, written(tmp_path / "epoch_1.pth", types)) == ""
+    assert resumed(types, of_kd).changes == ""
+    assert resumed(cfg, written(tmp_path / "epoch_1.pth", types)).changes == ""
 
 
 def test_a_checkpoint_that_states_no_config_is_taken_by_its_weights(tmp_path):
     file = written(tmp_path / "epoch_1.pth", config(), meta=dict(epoch=1, iter=2))
-    assert resumed(config(method="dkd"), file) == ""
+    assert resumed(config(method="dkd"), file).changes == ""
     with pytest.raises(SettingError, match="`--resume` .* config's networks"):
         resumed(config(method="student"), file)
 
@@ -270,3 +270,45 @@ def test_the_newest_checkpoint(tmp_path):
             continue
         with pytest.raises(SettingError, match="`--resume` to be the checkpoint that .*last_ch"):
             launch.newest_checkpoint(folder)
+
+
+# --- the optimizer, the scope, initial weights
+# ---------------------------------------------------------------------------------------
+
+
+def test_another_optimizer(of_kd):
+    option = ("--cfg-options", "optim_wrapper.optimizer.type=AdamW")
+    with pytest.raises(SettingError, match=r"`--resume` .* optimizer, AdamW, but got .* of SGD"):
+        resumed(config(*option), of_kd)
+    assert resumed(config("--cfg-options", "optim_wrapper.optimizer.lr=1"), of_kd).changes == ""
+
+
+def test_other_groups_of_parameters(tmp_path):
+    one_epoch = {"train_cfg.max_epochs": 1}
+    toy.train(toy.runner_config(tmp_path, **one_epoch))
+    split = {"optim_wrapper.paramwise_cfg": dict(bias_decay_mult=0.0)}
+    cfg = toy.runner_config(tmp_path, resume=True, **split)
+    with pytest.raises(
+        SettingError, match=r"`--resume` .* groups of parameters, \[1, 1, .* \[\d+\]\."
+    ):
+        launch.build_runner(cfg)
+    assert toy.train(toy.runner_config(tmp_path, resume=True))[1].count == 3
+
+
+def test_a_config_without_a_default_scope(tmp_path):
+    cfg = toy.runner_config(tmp_path, toy.algorithm())
+    file = written(tmp_path / "epoch_1.pth", cfg)
+    cfg.default_scope = None
+    assert resumed(cfg, file).changes == ""
+    assert DefaultScope.get_current_instance() is None
+
+
+def test_initial_weights_have_a_place_in_the_model(tmp_path):
+    student = toy.build().student.state_dict()
+    for name, start in (("alone", ""), ("inside", "architecture.")):
+        torch.save({start + key: value for key, value in student.items()}, tmp_path / name)
+    cfg = toy.runner_config(tmp_path, load_from=str(tmp_path / "alone"))
+    told = r"`load_from` .* with keys like architecture\.\S+, but got '.*alone' with the keys backb"
+    with pytest.raises(SettingError, match=told):
+        launch.build_runner(cfg)
+    launch.build_runner(toy.runner_config(tmp_path, load_from=str(tmp_path / "inside")))

@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 import toy
-from mmengine.config import ConfigDict
+from mmengine.config import Config, ConfigDict
 from mmengine.hooks import Hook
-from mmengine.optim import AmpOptimWrapper
+from mmengine.optim import AmpOptimWrapper, OptimWrapper
 from tool_runs import load
 
 from mskd_plugin import launch
@@ -93,6 +93,18 @@ def test_float16_with_loss_scaling_on_gpus_without_bfloat16(monkeypatch, capabil
 
 class Scaler:
     """Stands in for the GPU's gradient scaler."""
+
+
+def test_a_wrapper_given_as_a_class_takes_mixed_precision():
+    cfg = Config(dict(optim_wrapper=dict(type=OptimWrapper, optimizer=dict(type="SGD", lr=0.1))))
+    use_mixed_precision(cfg)
+    assert cfg.optim_wrapper.type == "BFloat16OptimWrapper"
+
+
+def test_several_optimizers_are_left_to_their_own_wrappers():
+    wrapper = dict(constructor="Own", generator=dict(type="OptimWrapper"))
+    with pytest.raises(SettingError, match="`optim_wrapper` .*one optimizer.*constructor, generat"):
+        use_mixed_precision(Config(dict(optim_wrapper=wrapper)))
 
 
 @pytest.mark.parametrize("kind", ["AmpOptimWrapper", "BFloat16OptimWrapper"])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from mmengine.hooks import Hook
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.optim import OptimWrapperDict
@@ -12,6 +10,7 @@ from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from mskd_plugin.algorithms.two_phase_distill import TwoPhaseDistill
 from mskd_plugin.errors import SettingError
+from mskd_plugin.schedule import schedulers_of
 
 
 def check_epochs(model: BaseModel, loop: BaseLoop) -> None:
@@ -76,10 +75,8 @@ class PhaseHook(Hook):
 
     def _warn_of_schedule(self, runner: Runner, init_epochs: int) -> None:
         """Warn where the schedule of phase 2 begins with phase 1."""
-        schedulers: Any = runner.param_schedulers or []
-        groups = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
         iterations = len(runner.train_dataloader)
-        for scheduler in [item for group in groups for item in group]:
+        for scheduler in schedulers_of(runner):
             change = init_epochs * (1 if scheduler.by_epoch else iterations)
             # One that ends one step later takes its factor back as phase 2 begins.
             if scheduler.begin < change and scheduler.end > change + 1:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from mmengine.config import ConfigDict
@@ -15,7 +14,6 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
-from mmpretrain.evaluation import Accuracy
 from mmrazor.engine.hooks import StopDistillHook
 from mmrazor.models.distillers import ConfigurableDistiller
 from torch import nn
@@ -26,7 +24,10 @@ from mskd_plugin.datasets import BatchSample
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
+from mskd_plugin.hooks.trial import check_metrics, two_images
 from mskd_plugin.losses import MultiScaleContrastiveLoss
+from mskd_plugin.schedule import schedulers_of
+from mskd_plugin.switches import schedule_with_own_rate
 
 #: Largest difference, relative to the largest logit, that rounding in bfloat16 explains.
 CLASSIFIER_TOLERANCE = 0.05
@@ -67,7 +68,8 @@ class PreflightHook(Hook):
     - every distillation loss is finite on them;
     - a loss that categorizes regions sits at the stage that feeds the teacher's classifier;
     - a warm-up that the algorithm asks for has the hook that applies it;
-    - validation, tried on two of its images, measures what the best checkpoint is chosen by;
+    - validation, tried on two of its images, measures what checkpoints and schedules depend on,
+      and no schedule ends before training does;
     - all processes begin at the same step, with gradients for all that they train, and no recorder
       is inside a module whose forward runs without gradients;
     - the learning rate is meant for the batch size, else there is a warning.
@@ -95,6 +97,8 @@ class PreflightHook(Hook):
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
             check_teacher(model, teacher)
+        check_schedules(runner)
+        check_best(runner)
         if runner.val_loop is not None:
             with _unchanged(model):
                 check_metrics(runner, model)
@@ -161,10 +165,11 @@ def check_batch_size(runner: Runner) -> None:
     accumulated = (runner.cfg.get("optim_wrapper") or {}).get("accumulative_counts", 1)
     total = runner.world_size * size * accumulated
     if total != base:
+        scales = "" if schedule_with_own_rate(runner.cfg) else ": --auto-scale-lr scales it"
         runner.logger.warning(
             f"A step takes {total} images ({size} x {runner.world_size} processes x {accumulated} "
             f"accumulated), but the learning rate is meant for auto_scale_lr.base_batch_size="
-            f"{base}: --auto-scale-lr scales it."
+            f"{base}{scales}."
         )
 
 
@@ -178,6 +183,35 @@ def tell_accumulation(runner: Runner) -> None:
             f"batch, contrastive ones among them, see {size} images at a time, not {accumulated} x "
             f"{size}."
         )
+
+
+def check_best(runner: Runner) -> None:
+    """Check that there is a validation where it chooses the best checkpoint."""
+    for hook in runner.hooks:
+        best = hook.save_best if isinstance(hook, CheckpointHook) else None
+        if best is not None and runner.val_loop is None:
+            raise SettingError(
+                "default_hooks.checkpoint.save_best", "None without validation", repr(best)
+            )
+
+
+def check_schedules(runner: Runner) -> None:
+    """Check that no schedule of a fixed number of steps ends, with an error, before training does.
+
+    One that was resumed ends by itself where it would have.
+    """
+    for scheduler in schedulers_of(runner):
+        total = getattr(scheduler, "total_steps", None)
+        end = runner.max_epochs if scheduler.by_epoch else runner.max_iters
+        steps = min(end, scheduler.end) - scheduler.begin
+        if total is not None and steps > total:
+            raise SettingError(
+                "param_scheduler.total_steps",
+                f"at least the {steps} {'epochs' if scheduler.by_epoch else 'iterations'} of this "
+                "training",
+                f"{total} of {type(scheduler).__name__}",
+                "It is set together with train_cfg.max_epochs.",
+            )
 
 
 def check_data(dataset: BaseDataset, model: BaseModel) -> None:
@@ -262,62 +296,6 @@ def check_losses(model: BaseModel, loader: DataLoader) -> None:
     for name, value in losses.items():
         if not torch.isfinite(torch.as_tensor(value)).all():
             raise SettingError(name, "a finite loss on two training images", f"{value}")
-
-
-def check_metrics(runner: Runner, model: BaseModel) -> None:
-    """Check on two images that validation measures what the best checkpoint is chosen by."""
-    loader, evaluator = runner.val_loop.dataloader, runner.val_loop.evaluator
-    data = two_images(loader, "val_dataloader")
-    names = []
-    try:
-        evaluator.process(model.val_step(data), data)
-        for metric in evaluator.metrics:  # by itself: its `evaluate` waits for other processes
-            found = metric.compute_metrics(metric.results)
-            names += [f"{metric.prefix}/{name}" if metric.prefix else name for name in found]
-    except Exception as error:  # a metric of one's own may need more than two images
-        if all(isinstance(metric, Accuracy) for metric in evaluator.metrics):
-            raise SettingError("val_evaluator", "metrics of these classes", error) from error
-        runner.logger.warning(
-            f"Validation was tried on two images and failed: {type(error).__name__}: {error}"
-        )
-        return
-    finally:
-        for metric in evaluator.metrics:
-            metric.results.clear()
-    for hook in runner.hooks:
-        best = getattr(hook, "save_best", None) if isinstance(hook, CheckpointHook) else None
-        for name in [best] if isinstance(best, str) else best or []:
-            if name not in ("auto", *names):
-                raise SettingError(
-                    "default_hooks.checkpoint.save_best",
-                    f"'auto', or out of what validation measures: {', '.join(names)}",
-                    repr(name),
-                )
-
-
-def two_images(loader: DataLoader, setting: str = "train_dataloader") -> dict[str, Any]:
-    """Read two images as the data loader would.
-
-    Args:
-        loader: The data loader.
-        setting: Its place in the config.
-
-    Raises:
-        SettingError: If the loader cannot join them.
-    """
-    dataset: Any = loader.dataset
-    indices = [i % len(dataset) for i in range(2)]
-    # What torch's loader prefers where a data set has it.
-    read = getattr(dataset, "__getitems__", None)
-    items = read(indices) if read else [dataset[i] for i in indices]
-    try:
-        return loader.collate_fn(items)
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
-        raise SettingError(
-            f"{setting}.collate_fn",
-            "a function that joins what the data set gives (for InMemoryImages 'collate_batch')",
-            f"{type(error).__name__} on two images: {error}",
-        ) from error
 
 
 def _watch_categorization(model: BaseModel) -> list[RemovableHandle]:

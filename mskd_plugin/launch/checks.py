@@ -15,7 +15,13 @@ from mmengine.runner import Runner
 
 from mskd_plugin.checkpoints.weights import check_source
 from mskd_plugin.errors import SettingError, check_count, check_output, nearest
-from mskd_plugin.switches import computes_fused, has_frozen_teacher
+from mskd_plugin.switches import (
+    computes_fused,
+    find_optimizer,
+    has_frozen_teacher,
+    schedule_with_own_rate,
+    type_name,
+)
 
 #: Whole numbers, each with the least that works.
 COUNTS = {
@@ -51,8 +57,17 @@ def check_settings(cfg: Config) -> None:
     if seed is not None and seed > MAX_SEED:
         raise SettingError("randomness.seed", f"a whole number of at most {MAX_SEED}", seed)
     start = cfg.get("load_from")
-    if start and "://" not in start and not Path(start).is_file():
-        raise SettingError("load_from", "a checkpoint", f"{start!r}, which is not there")
+    if start and not isinstance(start, str):
+        raise SettingError("load_from", "the path of a checkpoint", start)
+    if start and "://" not in start and not Path(start).expanduser().is_file():
+        what = "a folder" if Path(start).expanduser().is_dir() else "not there"
+        raise SettingError("load_from", "a checkpoint", f"{start!r}, which is {what}")
+    if (cfg.get("auto_scale_lr") or {}).get("enable") and (own := schedule_with_own_rate(cfg)):
+        raise SettingError(
+            "auto_scale_lr.enable",
+            "False with a scheduler that states the learning rate by itself",
+            f"True with a {own['type']} of eta_max={own['eta_max']}",
+        )
     if has_frozen_teacher(cfg.model) and cfg.model.get("teacher_ckpt"):
         check_source(cfg.model.teacher_ckpt, "model.teacher_ckpt")  # before the config is printed
     _check_optimizer(cfg)
@@ -80,27 +95,31 @@ def _check_launcher(cfg: Config) -> None:
 
 def _check_optimizer(cfg: Config) -> None:
     """Name an unknown optimizer; MMEngine's own error is that None is not callable."""
-    wrapper = (cfg.get("optim_wrapper") or {}).get("type")
-    if isinstance(wrapper, str) and OPTIM_WRAPPERS.get(wrapper) is None:
-        raise SettingError(
-            "optim_wrapper.type",
-            "a registered optimizer wrapper",
-            repr(wrapper),
-            nearest(wrapper, OPTIM_WRAPPERS.module_dict),
-        )
-    optimizer = (cfg.get("optim_wrapper") or {}).get("optimizer") or {}
+    wrapper = cfg.get("optim_wrapper") or {}
+    scope, kind = cfg.get("default_scope"), wrapper.get("type")
+    with OPTIM_WRAPPERS.switch_scope_and_registry(scope) as registry:
+        if isinstance(kind, str) and registry.get(kind) is None:
+            raise SettingError(
+                "optim_wrapper.type",
+                "a registered optimizer wrapper",
+                repr(kind),
+                nearest(kind, OPTIM_WRAPPERS.module_dict),
+            )
+    optimizer = wrapper.get("optimizer") or {}
+    if not isinstance(optimizer, dict):
+        raise SettingError("optim_wrapper.optimizer", "a dict with a type", repr(optimizer))
     kind = optimizer.get("type")
-    if isinstance(kind, str) and OPTIMIZERS.get(kind) is None:
+    if isinstance(kind, str) and find_optimizer(kind, scope) is None:
         raise SettingError(
             "optim_wrapper.optimizer.type",
             "a registered optimizer",
             repr(kind),
             nearest(kind, OPTIMIZERS.module_dict),
         )
-    if optimizer.get("fused") and not computes_fused(optimizer):
+    if optimizer.get("fused") and not computes_fused(optimizer, scope):
         raise SettingError(
             "optim_wrapper.optimizer.fused",
-            f"False, since this torch has no fused {kind} on {get_device()}",
+            f"False, since this torch has no fused {type_name(optimizer)} on {get_device()}",
             True,
         )
 
@@ -116,15 +135,15 @@ def _check_hooks(cfg: Config) -> None:
                 dict(hook),
                 nearest(name, {*hooks} - {name}),
             )
-        if isinstance(hook, dict) and hook["type"] == "FastNetworksHook":
+        if isinstance(hook, dict) and type_name(hook) == "FastNetworksHook":
             HOOKS.build(hook)
-        if isinstance(hook, dict) and hook["type"] in ("CheckpointHook", CheckpointHook):
+        if isinstance(hook, dict) and type_name(hook) == "CheckpointHook":
             _check_checkpoint_hook(f"default_hooks.{name}", hook)
 
 
 def _check_checkpoint_hook(setting: str, hook: ConfigDict) -> None:
     """Name what MMEngine's hook would hand on until the first checkpoint is written."""
-    known = {"type", "priority"}
+    known = {"type", "priority", "_scope_"}  # the last from a base of another package
     for function in (CheckpointHook.__init__, Runner.save_checkpoint):
         known |= inspect.signature(function).parameters.keys()
     for key in hook.keys() - known:

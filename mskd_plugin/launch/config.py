@@ -20,6 +20,7 @@ from mskd_plugin.switches import (
     FAST,
     FROZEN_TEACHER,
     has_frozen_teacher,
+    type_name,
     use_fast,
     use_in_memory,
 )
@@ -39,7 +40,7 @@ READ = {
     "runner_type",
     "sync_bn",
     *MADE_FROM,
-} - {"self", "cfg"}
+} - {"self", "cfg", "launcher"}
 TRAINING = ("train_dataloader", "train_cfg", "optim_wrapper")
 TESTING = ("test_dataloader", "test_cfg", "test_evaluator")
 CONFIG_SUFFIXES = (".py", ".json", ".yaml", ".yml")
@@ -105,7 +106,7 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
         _merge(cfg, early, args.config)
         use_method(cfg, args.method)
         stem = f"{args.method}_{stem}"
-    elif "model" not in cfg:
+    elif cfg.get("model") is None:
         raise SettingError("--method", f"given with {args.config}, which states a pair alone", None)
     elif early and "pair" in cfg:
         raise SettingError(
@@ -139,8 +140,10 @@ def _merge(cfg: Config, options: dict[str, Any], name: str) -> None:
         top = _top(key)
         if top in READ:
             continue
-        if top in cfg:  # epochs=20, say, which the file itself puts into other settings
-            hint = "The config's own variables take effect only while it is read."
+        if top == "launcher":
+            hint = "--launcher sets it."
+        elif top in cfg:  # epochs=20, say, which the file itself puts into other settings
+            hint = "Variables of the config's own are changed in the file, which is read before."
         else:
             hint = nearest(top, READ)
         raise SettingError(
@@ -176,15 +179,15 @@ def keep_student_only(cfg: Config) -> None:
             part.data_preprocessor = for_classifier(part.data_preprocessor)
 
 
-def for_classifier(preprocessor: Mapping[str, Any]) -> dict[str, Any]:
+def for_classifier(preprocessor: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return the data preprocessor of a distillation as one that mmpretrain's classifiers take.
 
     MMRazor's own configs normalise by MMEngine's ``ImgDataPreprocessor``, to which a classifier
     would hand batch augmentations.
     """
+    if type_name(preprocessor) != "ImgDataPreprocessor":
+        return preprocessor
     settings = dict(preprocessor)
-    if str(settings.get("type")).split(".")[-1] != "ImgDataPreprocessor":
-        return settings
     flips = [settings.pop(key, False) for key in ("bgr_to_rgb", "rgb_to_bgr")]
     settings.pop("non_blocking", None)
     return {**settings, "type": "mmpretrain.ClsDataPreprocessor", "to_rgb": any(flips)}

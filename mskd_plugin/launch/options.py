@@ -26,6 +26,11 @@ class _Overrides(DictAction):
         for value in values:
             if not re.match(r"[^=\s]+=", value) or not _balanced(value):
                 raise argparse.ArgumentError(self, f"expected KEY=VALUE, but got {value!r}")
+            if re.search(r"[=\[(,]\s*\{[^}]*:", value):  # on which MMEngine's reader recurses
+                told = (
+                    f"expected a dict as KEY.SUBKEY=VALUE for each of its keys, but got {value!r}"
+                )
+                raise argparse.ArgumentError(self, told)
         super().__call__(parser, namespace, values, option_string)
 
 
@@ -85,7 +90,8 @@ def add_overrides(parser: argparse.ArgumentParser) -> None:
         action=_Overrides,
         default={},
         metavar="KEY=VALUE",
-        help="settings to override, e.g. train_cfg.max_epochs=10 train_dataloader.batch_size=32",
+        help="settings to override, e.g. train_dataloader.batch_size=32 "
+        "optim_wrapper.optimizer.lr=0.1",
     )
 
 

@@ -6,15 +6,18 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from mmengine.config import Config
+from mmengine.model import is_model_wrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS, init_default_scope
-from mmengine.runner import find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint
 
 from mskd_plugin.checkpoints.stated_config import stated_config
-from mskd_plugin.checkpoints.weights import differences, read_checkpoint
+from mskd_plugin.checkpoints.weights import differences, read_checkpoint, weights_of
 from mskd_plugin.errors import SettingError
+from mskd_plugin.switches import type_name
 
 #: The parts of a distiller whose types tell a method from another.
 METHOD_PARTS = ("distill_losses.", "connectors.")
@@ -77,7 +80,10 @@ def check_work_dir(cfg: Config) -> None:
         SettingError: If there are checkpoints and the run does not resume from one of them.
     """
     folder, start = Path(cfg.work_dir), cfg.get("load_from")
-    elsewhere = start and Path(start).resolve().parent != folder.resolve()
+    own = {folder.resolve()}  # and with CheckpointHook's out_dir that of the newest
+    if (note := folder / "last_checkpoint").is_file():
+        own.add(Path(note.read_text().strip()).resolve().parent)
+    elsewhere = start and Path(start).expanduser().resolve().parent not in own
     if (not cfg.get("resume") or elsewhere) and (folder / "last_checkpoint").exists():
         raise SettingError(
             "--work-dir",
@@ -86,31 +92,86 @@ def check_work_dir(cfg: Config) -> None:
         )
 
 
-def check_resumed(cfg: Config) -> str:
+class Resumed(NamedTuple):
+    """What is told of the checkpoint that a training continues from.
+
+    Attributes:
+        changes: The settings of the distiller that differ, its weights and temperatures for
+            example; empty where there are none.
+        optimizer: What the optimizer wrapper saved.
+    """
+
+    changes: str
+    optimizer: Mapping[str, Any]
+
+
+def check_resumed(cfg: Config) -> Resumed | None:
     """Check that the checkpoint that a training continues from, if any, is one of this training.
 
     That is: it holds the progress of a training, and the weights fit the config's networks; and
-    the config inside it, where it states one, has the same losses and connectors. The schedule, the
-    switches, the data and the paths may change. Files that are not on this machine, and those of
-    other runners than MMEngine's own, are not looked at.
-
-    Returns:
-        The settings of the distiller that differ otherwise, its weights and temperatures for
-        example; empty where there are none.
+    the config inside it, where it states one, has the same losses, connectors and optimizer. The
+    schedule, the switches, the data and the paths may change. Files that are not on this machine,
+    and those of other runners than MMEngine's own, are not looked at: then nothing is returned.
 
     Raises:
         SettingError: Naming ``--resume``.
     """
     if not cfg.get("resume") or "runner_type" in cfg:
-        return ""
+        return None
     source = cfg.get("load_from") or newest_checkpoint(cfg.work_dir)
     if source is None or "://" in source:
-        return ""
+        return None
     checkpoint = read_checkpoint(source, setting="--resume")
     _check_progress(checkpoint, source)
+    _check_optimizer(cfg, checkpoint, source)
     changes = _check_method(cfg, checkpoint, source)
     _check_weights(cfg, checkpoint["state_dict"], source)
-    return changes
+    return Resumed(changes, checkpoint.get("optimizer") or {})
+
+
+def check_groups(wrapper: OptimWrapper | OptimWrapperDict, resumed: Resumed | None) -> None:
+    """Check that the optimizer groups its parameters as the one that was saved did.
+
+    Raises:
+        SettingError: Naming ``--resume``.
+    """
+    before = _group_sizes(resumed.optimizer) if resumed else None
+    now = _group_sizes(wrapper.state_dict())
+    if before and before != now:
+        raise SettingError(
+            "--resume",
+            f"a checkpoint with this config's groups of parameters, {now}",
+            f"one with {before}",
+            "Settings of optim_wrapper that choose parameters stay as they were.",
+        )
+
+
+def _group_sizes(state: Mapping[str, Any]) -> list[int] | None:
+    """Return how many parameters each group has; None of several optimizers."""
+    groups = state.get("param_groups")
+    return [len(group["params"]) for group in groups] if groups else None
+
+
+def check_initial_weights(runner: Runner) -> None:
+    """Check that some of the weights that a training starts from have a place in the model.
+
+    MMEngine would log what is missing, and start all the same.
+
+    Raises:
+        SettingError: Naming ``load_from``.
+    """
+    source = runner._load_from
+    if runner._resume or not source or "://" in source:
+        return
+    weights = weights_of(read_checkpoint(source, setting="load_from"), source, setting="load_from")
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    own = model.state_dict()
+    if not any(key in own for key in weights):
+        raise SettingError(
+            "load_from",
+            f"weights of the whole model, with keys like {next(iter(own))}",
+            f"{source!r} with the keys {', '.join(list(weights)[:3])}, ...",
+        )
 
 
 def _check_progress(checkpoint: Mapping[str, Any], source: str) -> None:
@@ -132,6 +193,18 @@ def _check_progress(checkpoint: Mapping[str, Any], source: str) -> None:
             "--resume",
             "a checkpoint without meta.config, whose text MMEngine would run",
             f"{source!r} with one",
+        )
+
+
+def _check_optimizer(cfg: Config, checkpoint: Mapping[str, Any], source: str) -> None:
+    """Compare the optimizer's type with that of the config inside the checkpoint."""
+    of = (stated_config(checkpoint), cfg)
+    before, now = (((c.get("optim_wrapper") or {}).get("optimizer") or {}) for c in of)
+    if before and now and type_name(before) != type_name(now):
+        raise SettingError(
+            "--resume",
+            f"a checkpoint of this config's optimizer, {type_name(now)}",
+            f"{source!r} of {type_name(before)}",
         )
 
 
@@ -179,7 +252,8 @@ def _check_weights(cfg: Config, weights: Mapping[str, Any], source: str) -> None
         model.teacher_ckpt = None  # not to read, or download, the file for its shapes
     if cfg.get("data_preprocessor"):
         model.setdefault("data_preprocessor", cfg.data_preprocessor)  # as the runner does
-    init_default_scope(cfg.get("default_scope") or "mmengine")
+    if scope := cfg.get("default_scope", "mmengine"):  # none in configs that import their types
+        init_default_scope(scope)
     network = MODELS.build(model)
     # Checkpoints need not hold a frozen teacher, whose weights are read from their own file.
     left_out = "teacher." if not getattr(network, "teacher_trainable", True) else ()

@@ -17,7 +17,7 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.phases import check_epochs
 from mskd_plugin.hooks.preflight import check_data_roots
 from mskd_plugin.launch.checks import check_settings
-from mskd_plugin.launch.resume import check_resumed
+from mskd_plugin.launch.resume import check_groups, check_initial_weights, check_resumed
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -30,14 +30,17 @@ def build_runner(cfg: Config) -> Runner:
     check_data_roots(cfg)
     check_settings(cfg)
     try:
-        changes = check_resumed(cfg)
+        resumed = check_resumed(cfg)
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
+        if not isinstance(runner, Runner):  # MMEngine's FlexibleRunner builds otherwise
+            return runner
         # The runner would build these when it starts, in the same order.
         if _with_data(runner, "train") is not None:
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             check_epochs(model, runner.train_loop)
             check_batches(runner.train_dataloader)
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
+            check_groups(runner.optim_wrapper, resumed)
             runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
             runner.auto_scale_lr = None  # not twice
             if runner.param_schedulers is not None:
@@ -53,8 +56,9 @@ def build_runner(cfg: Config) -> Runner:
             "types that are registered, with settings that they take",
             f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})",
         ) from error
-    if changes:
-        runner.logger.warning(f"The method is resumed with other settings: {changes}.")
+    if resumed and resumed.changes:
+        runner.logger.warning(f"The method is resumed with other settings: {resumed.changes}.")
+    check_initial_weights(runner)
     return runner
 
 
