@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import load_checkpoint
 
 from mskd_plugin.hooks import TeacherEvaluationHook
+from mskd_plugin.hooks.epoch_seed import EpochSeedHook
+from mskd_plugin.hooks.missed_validation import MissedValidationHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.teacher_identity import TeacherIdentityHook, weights_digest
 from mskd_plugin.launch import build_runner
@@ -114,6 +117,18 @@ def test_unchanged_random_state():
         draw()
         raise ZeroDivisionError
     assert draw() == expected
+
+
+def test_unchanged_random_state_of_the_current_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.random, "fork_rng", lambda devices: asked.append(devices) or nullcontext()
+    )
+    with unchanged_random_state():
+        pass
+    assert asked == [[3]]
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -222,6 +237,30 @@ def test_no_validation_is_made_where_none_was_due(tmp_path):
         assert [epoch for epoch, _ in top1(tmp_path)] == expected
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train_cfg.val_interval": 2},
+        {"train_cfg.val_interval": 2, "train_cfg.val_begin": 3},
+        {"train_cfg.val_interval": 9, "train_cfg.dynamic_intervals": [(3, 1)]},
+    ],
+    ids=str,
+)
+def test_a_validation_is_due_where_mmengine_would_make_it(tmp_path, monkeypatch, settings):
+    runner = build_runner(toy.runner_config(tmp_path, **{"train_cfg.max_epochs": 5, **settings}))
+    loop, due, made = runner.train_loop, [], []
+    monkeypatch.setattr(loop, "run_iter", lambda *_: None)
+    monkeypatch.setattr(runner.val_loop, "run", lambda: due.append(runner.epoch))
+    monkeypatch.setattr(runner, "_hooks", [])
+    monkeypatch.setattr(runner, "optim_wrapper", SimpleNamespace(initialize_count_status=print))
+    runner.train_loop.run()
+    monkeypatch.setattr(runner.val_loop, "run", lambda: made.append(runner.epoch))
+    for epoch in range(6):
+        loop._epoch = epoch
+        MissedValidationHook().before_train(runner)
+    assert made == due and due[-1] == 5
+
+
 class PowerCutInTheSecondEpoch(Hook):
     def before_train_iter(self, runner, batch_idx, data_batch=None):
         if runner.epoch == 1:
@@ -248,7 +287,20 @@ def test_a_checkpoint_that_was_written_after_its_validation_needs_no_other(
     assert [epoch for epoch, _ in top1(tmp_path)] == expected
 
 
-def test_other_epochs_seeds_and_ranks_draw_other_numbers(tmp_path):
+def test_every_generator_is_seeded_by_seed_epoch_and_rank(monkeypatch):
+    def draw(seed, epoch, rank):
+        monkeypatch.setattr("mskd_plugin.hooks.epoch_seed.get_rank", lambda: rank)
+        EpochSeedHook().before_train_epoch(SimpleNamespace(seed=seed, epoch=epoch))
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    cases = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    drawn = [draw(*case) for case in cases]
+    assert drawn == [draw(*case) for case in cases]
+    for generator in zip(*drawn, strict=True):
+        assert len(set(generator)) == 4
+
+
+def test_other_seeds_draw_other_numbers(tmp_path):
     first = toy.train(toy.runner_config(tmp_path / "a", **{"randomness.seed": 0}))[1].inputs
     again = toy.train(toy.runner_config(tmp_path / "b", **{"randomness.seed": 0}))[1].inputs
     other = toy.train(toy.runner_config(tmp_path / "c", **{"randomness.seed": 1}))[1].inputs

@@ -29,6 +29,22 @@ def test_seconds_are_those_of_the_function(monkeypatch):
     assert measure.by_turns([lambda: takes(2.0), lambda: takes(0.5)], 2, 1) == [[2, 2], [0.5, 0.5]]
 
 
+def test_the_order_of_turns_is_the_same_every_time():
+    order = []
+    for _ in range(2):
+        measure.by_turns([lambda name=name: order.append(name) for name in "abcd"], 5)
+    assert order[:20] == order[20:]
+
+
+def test_the_clock_starts_and_stops_when_the_device_is_done(monkeypatch):
+    events = []
+    monkeypatch.setattr(measure, "synchronize", lambda: events.append("wait"))
+    clock = measure.time.perf_counter
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: events.append("clock") or clock())
+    measure.seconds(lambda: events.append("work"))
+    assert events == ["wait", "clock", "work", "wait", "clock"]
+
+
 def test_peak_memory_counts_what_is_held_at_once():
     mebibyte = 2**18  # numbers in float32
 

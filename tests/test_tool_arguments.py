@@ -118,9 +118,23 @@ def test_a_work_folder_that_is_none(tmp_path, name, argv):
 def test_where_nobody_may_write(tmp_path, monkeypatch):
     new = tmp_path / "new" / "out.json"
     check_output("--json", new)
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
     with pytest.raises(SettingError, match=rf"`--json` .*{tmp_path}', which may not be written"):
         check_output("--json", new)
+
+
+def test_a_link_to_nothing_is_no_folder_to_write_into(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    for folder in (tmp_path / "run", tmp_path / "run" / "new"):
+        with pytest.raises(SettingError, match="`--work-dir` to be a folder .* which is no folder"):
+            check_output("--work-dir", folder, folder=True)
+
+
+def test_an_input_from_home_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(SettingError, match="`DST` to be another name than SRC's"):
+        check_output("DST", tmp_path / "a.pth", inputs={"SRC": "~/a.pth"})
 
 
 def test_a_plot_that_matplotlib_does_not_write(tmp_path):
