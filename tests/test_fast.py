@@ -336,6 +336,7 @@ def test_fast_as_a_second_base_is_the_same_and_options_come_later(tmp_path):
     )
     options = ["--cfg-options", "default_hooks.networks.compile=False"]
     cfg = load(leaf, *options, fast=False)
+    assert load(leaf, *options).to_dict() == cfg.to_dict()  # --fast besides changes nothing
     expected = load(CONFIGS / "mskd_r34_r18_imagenet.py", *options)
     assert not cfg.default_hooks.networks.compile and cfg.default_hooks.networks.channels_last
     assert expected.model.pop("teacher_inference_mode")

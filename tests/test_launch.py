@@ -160,7 +160,8 @@ def test_work_dir_and_launcher(tmp_path):
     assert load(config=own).work_dir == "from/config"
     assert load(config=own).launcher == "none"
     assert load("--work-dir", "given", "--launcher", "slurm", config=own).work_dir == "given"
-    assert load("--launcher", "slurm", "--local-rank", "1", config=own).launcher == "slurm"
+    for option in ("--local-rank", "--local_rank"):  # torch's launchers, new and old
+        assert load("--launcher", "slurm", option, "1", config=own).launcher == "slurm"
     assert load("--cfg-options", "work_dir=option", config=own).work_dir == "option"
 
 
@@ -240,6 +241,8 @@ def test_mmengines_preprocessor_becomes_a_classifiers():
     given = student.data_preprocessor(dict(inputs=list(images)))["inputs"]
     assert torch.equal(given, expected) and given.shape == (2, 3, 6, 6)
     assert launch.for_classifier(dict(own, bgr_to_rgb=False))["to_rgb"] is False
+    other = launch.for_classifier(dict(own, bgr_to_rgb=False, rgb_to_bgr=True))
+    assert other == launch.for_classifier(own) and other["to_rgb"] is True
 
 
 def test_the_teachers_weights(tmp_path, monkeypatch):
@@ -307,7 +310,7 @@ def test_the_work_folder_goes_before_initial_weights(tmp_path):
         assert torch.equal(resumed[name], value), name
 
 
-def test_a_used_work_dir(tmp_path):
+def test_a_used_work_dir(tmp_path, monkeypatch):
     cfg = load("--work-dir", str(tmp_path))
     launch.check_work_dir(cfg)
     (tmp_path / "20260101_000000").mkdir()  # logs alone
@@ -318,6 +321,9 @@ def test_a_used_work_dir(tmp_path):
     cfg.resume = True
     launch.check_work_dir(cfg)
     cfg.load_from = str(tmp_path / "epoch_9.pth")
+    launch.check_work_dir(cfg)
+    monkeypatch.chdir(tmp_path.parent)
+    cfg.load_from = f"{tmp_path.name}/epoch_9.pth"
     launch.check_work_dir(cfg)
     cfg.load_from = str(tmp_path / "another run" / "epoch_9.pth")
     with pytest.raises(SettingError, match="`--work-dir` .* --resume to continue from its own"):
@@ -354,12 +360,12 @@ def test_a_runner_type_of_ones_own(tmp_path):
     assert launch.build_runner(cfg).max_epochs == 2
 
 
-@pytest.mark.parametrize("stage", ["train", "val"])
+@pytest.mark.parametrize("stage", ["train", "val", "test"])
 def test_data_that_do_not_fit_their_type_are_named(tmp_path, stage):
-    (tmp_path / "images" / stage / "cat").mkdir(parents=True)
+    (tmp_path / "images" / "train" / "cat").mkdir(parents=True)
     cfg = toy.runner_config(tmp_path / "run")
     cfg[f"{stage}_dataloader"].dataset = dict(
-        type="ImageNet", data_root=str(tmp_path / "images"), split=stage, pipeline=[]
+        type="ImageNet", data_root=str(tmp_path / "images"), split="train", pipeline=[]
     )
     expected = rf"{stage}_dataloader.dataset.*\(1\) doesn't match .*\(1000\)"
     with pytest.raises(SettingError, match=expected):
