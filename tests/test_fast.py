@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toy
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import default_collate
 from mmengine.model import MMDistributedDataParallel
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -22,6 +22,7 @@ from mmrazor.models.task_modules import RecorderManager
 from torch import nn
 
 from mskd_plugin import launch, switches
+from mskd_plugin.algorithms import FrozenTeacherDistill
 from mskd_plugin.algorithms.records import copy_inference_records
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import FastNetworksHook
@@ -390,6 +391,13 @@ def test_fast_leaves_out_what_cannot_be(monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "__init__", of_gpus_alone)
     use_fast(cfg, settings)  # the GPU is not touched
     assert cfg.optim_wrapper.optimizer.fused
+
+
+def test_a_frozen_teacher_is_found_by_name_and_by_class():
+    for kind in (FrozenTeacherDistill, "FrozenTeacherDistill", "mmrazor.TwoPhaseDistill"):
+        assert switches.has_frozen_teacher(ConfigDict(type=kind))
+    for kind in (SingleTeacherDistill, "SingleTeacherDistill", None):
+        assert not switches.has_frozen_teacher(ConfigDict(type=kind))
 
 
 def test_fast_over_switches_of_ones_own(tmp_path):

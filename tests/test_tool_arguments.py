@@ -187,3 +187,10 @@ def test_a_pair_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "PAIRS", tmp_path)
     with pytest.raises(SettingError, match=r"`config` .*own\.py' \(SyntaxError"):
         tool.main([])
+
+
+@pytest.mark.parametrize("got", ["nothing", "an error that ends so."])
+def test_a_settings_error_is_a_sentence_with_one_full_stop(got):
+    stated = f"Expected `x` to be a number, but got {got.removesuffix('.')}."
+    assert str(SettingError("x", "a number", got)) == stated
+    assert str(SettingError("x", "a number", got, "More.")) == f"{stated} More."
