@@ -282,6 +282,12 @@ def test_networks_in_a_distributed_wrapper_are_compiled():
     )
     hook.before_train(runner)
     assert "forward" in vars(model.student.backbone)
+    enabled = []
+    for point in ("train_epoch", "val"):  # a validation between epochs
+        for moment in ("before", "after"):
+            getattr(hook, f"{moment}_{point}")(runner)
+            enabled.append(hook._compiled[0].enabled)
+    assert enabled == [True, False, False, False]
     hook.after_train(runner)
     assert "forward" not in vars(model.student.backbone)
 

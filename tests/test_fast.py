@@ -232,8 +232,10 @@ def test_each_of_several_optimizers_keeps_its_kernels_and_follows_the_layout():
 @pytest.mark.parametrize("stage", ["val", "test"])
 def test_evaluation_alone_has_the_layout_too(stage):
     model = nn.Sequential(nn.Conv2d(2, 3, 3))
-    for channels_last in (False, True):
-        hook = FastNetworksHook(channels_last=channels_last)
+    for channels_last, hook in (
+        (False, FastNetworksHook()),
+        (True, FastNetworksHook(channels_last=True)),
+    ):
         getattr(hook, f"before_{stage}")(SimpleNamespace(model=model))
         assert model[0].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
 

@@ -181,11 +181,7 @@ def test_loaders_of_images_in_memory_have_no_workers():
     use_in_memory(cfg)
     for stage in ("train", "val", "test"):
         loader = cfg[f"{stage}_dataloader"]
-        assert (loader.num_workers, loader.persistent_workers, loader.pin_memory) == (
-            0,
-            False,
-            False,
-        )
+        assert loader.num_workers == 0 and not loader.persistent_workers and not loader.pin_memory
         assert "prefetch_factor" not in loader and loader.collate_fn == dict(type="collate_batch")
 
 

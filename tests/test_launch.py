@@ -9,10 +9,12 @@ import torch
 import toy
 from mmengine.config import Config
 from mmengine.hooks import Hook
+from mmengine.registry import init_default_scope
 from mmrazor.registry import MODELS
 from tool_runs import MSKD, load, parse
 
 from mskd_plugin import launch
+from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
 
 PAIRS = toy.ROOT / "configs" / "_base_" / "pairs"
@@ -370,6 +372,24 @@ def test_data_that_do_not_fit_their_type_are_named(tmp_path, stage):
     expected = rf"{stage}_dataloader.dataset.*\(1\) doesn't match .*\(1000\)"
     with pytest.raises(SettingError, match=expected):
         launch.build_runner(cfg)
+
+
+def test_data_that_cannot_be_fetched_are_named(tmp_path, monkeypatch):
+    load_data_list = Digits.load_data_list
+
+    def fetch(self):
+        if self.split == "test":
+            raise RuntimeError("Dataset not found or corrupted")  # as torchvision's
+        return load_data_list(self)
+
+    monkeypatch.setattr(Digits, "load_data_list", fetch)
+    cfg = toy.runner_config(tmp_path)
+    init_default_scope(cfg.default_scope)
+    for build in (launch.build_datasets, launch.build_runner):
+        with pytest.raises(SettingError, match=r"`val_dataloader\.dataset` .*: Dataset not found"):
+            build(cfg)
+    cfg.val_dataloader = None
+    launch.build_datasets(cfg)
 
 
 def test_a_hook_may_be_switched_off(tmp_path):
