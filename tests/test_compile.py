@@ -22,6 +22,7 @@ from mskd_plugin.launch import build_runner
 from mskd_plugin.networks import network
 from mskd_plugin.speed import (
     COMPILES_LOSSES,
+    CompiledMethods,
     check_compile,
     compile_backbones,
     compile_losses,
@@ -215,6 +216,16 @@ def test_a_loss_that_warms_up_is_compiled_once(graphs):
             hook.before_train_epoch(runner)
         toy.assert_same(*(toy.step(model, toy.batch(seed=epoch)) for model in models))
     assert graphs.made == 1
+
+
+def test_the_first_calls_run_as_they_are(graphs):
+    layer, runs = nn.Linear(2, 2), []
+    methods = CompiledMethods({"layer": (layer, "forward")}, dict(backend="noting"), after=1)
+    for enabled in (False, True, True, True, False):  # what is not enabled does not count
+        methods.enabled = enabled
+        layer(torch.zeros(1, 2))
+        runs.append(graphs.runs)
+    assert runs == [0, 0, 1, 2, 2]
 
 
 def test_losses_before_torch_2_9_are_refused(monkeypatch):

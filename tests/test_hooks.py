@@ -208,10 +208,13 @@ def interrupted_and_resumed(folder, train_cfg=None, **settings):
     return top1(folder / "whole"), top1(folder / "parts")
 
 
-def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path):
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path, epochs):
     save_best = {"default_hooks.checkpoint.save_best": "accuracy/top1"}
-    whole, parts = interrupted_and_resumed(tmp_path, **save_best)
-    assert parts == whole and [epoch for epoch, _ in whole] == [1, 2]
+    whole, parts = interrupted_and_resumed(
+        tmp_path, **save_best, **{"train_cfg.max_epochs": epochs}
+    )
+    assert parts == whole and [epoch for epoch, _ in whole] == [*range(1, epochs + 1)]
     best = [sorted(f.name for f in (tmp_path / n).glob("best_*")) for n in ("whole", "parts")]
     assert best[0] == best[1] and len(best[0]) == 1
 
@@ -259,6 +262,8 @@ def test_a_validation_is_due_where_mmengine_would_make_it(tmp_path, monkeypatch,
         loop._epoch = epoch
         MissedValidationHook().before_train(runner)
     assert made == due and due[-1] == 5
+    runner._val_loop = None
+    MissedValidationHook().before_train(runner)  # none without validation
 
 
 class PowerCutInTheSecondEpoch(Hook):
@@ -298,6 +303,23 @@ def test_every_generator_is_seeded_by_seed_epoch_and_rank(monkeypatch):
     assert drawn == [draw(*case) for case in cases]
     for generator in zip(*drawn, strict=True):
         assert len(set(generator)) == 4
+
+
+def test_random_numbers_are_seeded_before_any_other_hook_draws(tmp_path):
+    drawn = []
+
+    class Drawing(Hook):
+        priority = "VERY_HIGH"
+
+        def before_train_epoch(self, runner):
+            drawn.append(torch.rand(1).item())
+
+    for consumed in (0, 1):  # before training, by a preflight for example
+        runner = build_runner(toy.runner_config(tmp_path, **{"train_cfg.max_epochs": 1}))
+        runner.register_hook(Drawing())
+        torch.rand(consumed)
+        runner.call_hook("before_train_epoch")
+    assert drawn[0] == drawn[1]
 
 
 def test_other_seeds_draw_other_numbers(tmp_path):
