@@ -7,6 +7,7 @@ import torch
 import toy
 from mmengine.hooks import CheckpointHook
 from mmengine.optim import OptimWrapper
+from mmengine.runner import Runner
 
 from mskd_plugin import launch
 from mskd_plugin.errors import SettingError
@@ -131,6 +132,15 @@ def test_what_a_type_refuses_is_told_with_its_place(tmp_path):
         cfg = toy.runner_config(tmp_path, **settings)
         with pytest.raises(SettingError, match=f"`the config` .* but got {told}"):
             launch.build_runner(cfg)
+
+
+def test_a_file_that_a_type_cannot_open_is_told(tmp_path, monkeypatch):
+    def from_cfg(_):
+        raise PermissionError(13, "Permission denied", "runs/log")
+
+    monkeypatch.setattr(Runner, "from_cfg", from_cfg)
+    with pytest.raises(SettingError, match="`the config` .* but got PermissionError: .*runs/log"):
+        launch.build_runner(toy.runner_config(tmp_path))
 
 
 def test_an_epoch_without_a_batch(tmp_path):
