@@ -270,10 +270,10 @@ def test_loss_computes_in_float32_also_under_autocast(dtype):
 @pytest.mark.parametrize("size", [0, 1])
 def test_batches_of_no_and_of_one_image_keep_the_graph(size):
     case = batch(0, size) if size else {k: v[:0] for k, v in batch(0).items()}
-    student = case.pop("student_embedding").requires_grad_()
-    value = build()(student, **case)
+    both = [case.pop(f"{side}_embedding").requires_grad_() for side in ("student", "teacher")]
+    value = build()(*both, **case)
     value.backward()
-    assert value.isfinite() and student.grad.isfinite().all()
+    assert value.isfinite() and all(embedding.grad.isfinite().all() for embedding in both)
 
 
 @pytest.mark.parametrize(
