@@ -54,6 +54,8 @@ def test_a_number_that_is_too_small_is_named(name, option, least):
 
 
 def test_each_of_several_numbers_counts():
+    args = toy.tool("benchmark_data").parse_args([STUDENT, "--batch-size", "4", "8"])
+    assert args.batch_size == [4, 8]
     with pytest.raises(SettingError, match="`--batch-size` .* but got 0"):
         toy.tool("benchmark_data").parse_args([STUDENT, "--batch-size", "4", "0", "8"])
 
