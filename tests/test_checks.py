@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import pytest
+import torch
 import toy
 from mmengine.config import Config
+from mmengine.hooks import CheckpointHook
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
+from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
 from mskd_plugin import launch
 from mskd_plugin.errors import SettingError
-from mskd_plugin.launch.checks import COUNTS, check_settings
+from mskd_plugin.launch.checks import COUNTS, MAX_SEED, check_settings
 
 
 @pytest.fixture(autouse=True)
 def started_by_nobody(monkeypatch):
-    for name in ("RANK", "SLURM_PROCID"):
+    for name in ("RANK", "SLURM_PROCID", "OMPI_COMM_WORLD_RANK"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -41,10 +45,15 @@ def started_by_nobody(monkeypatch):
         ({"randomness.seed": 2**32}, "`randomness.seed` .* at most 4294967295, but got 4294967296"),
         ({"launcher": "pytorch"}, "`--launcher` .* but got 'pytorch' without RANK in the env"),
         ({"launcher": "slurm"}, "`--launcher` .* but got 'slurm' without SLURM_PROCID"),
+        ({"launcher": "mpi"}, "`--launcher` .* but got 'mpi' without OMPI_COMM_WORLD_RANK"),
+        (
+            {"default_hooks.checkpoint": dict(type=CheckpointHook, intervall=2)},
+            r"`default_hooks\.checkpoint\.intervall` .* but got 2\. Did you mean 'interval'",
+        ),
     ],
     ids=[
         *["wrapper", "hook", "compile", "checkpoint", "number", "folder", "load_from", "seed"],
-        *["torchrun", "slurm"],
+        *["torchrun", "slurm", "mpi", "class"],
     ],
 )
 def test_a_mistyped_setting_is_named_before_anything_is_written(tmp_path, options, told):
@@ -53,6 +62,23 @@ def test_a_mistyped_setting_is_named_before_anything_is_written(tmp_path, option
     with pytest.raises(SettingError, match=told):
         launch.build_runner(cfg)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"load_from": "https://example.org/epoch_1.pth"},
+        {"randomness.seed": MAX_SEED},
+        {"default_hooks.checkpoint.priority": "LOW"},
+        {"default_hooks.checkpoint.file_client_args": None},
+        {"default_hooks.checkpoint.save_param_scheduler": False},
+        {"default_hooks.checkpoint.meta": dict(note="of the runner's method alone")},
+        {"optim_wrapper.type": OptimWrapper, "optim_wrapper.optimizer.type": torch.optim.SGD},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_what_mmengine_takes_is_not_refused(tmp_path, options):
+    check_settings(toy.runner_config(tmp_path, **options))
 
 
 def test_an_optimizer_that_does_not_exist_is_named(tmp_path):
@@ -113,6 +139,15 @@ def test_what_a_type_refuses_is_told_with_its_place(tmp_path):
             launch.build_runner(cfg)
 
 
+def test_a_file_that_a_type_cannot_open_is_told(tmp_path, monkeypatch):
+    def from_cfg(_):
+        raise PermissionError(13, "Permission denied", "runs/log")
+
+    monkeypatch.setattr(Runner, "from_cfg", from_cfg)
+    with pytest.raises(SettingError, match="`the config` .* but got PermissionError: .*runs/log"):
+        launch.build_runner(toy.runner_config(tmp_path))
+
+
 def test_an_epoch_without_a_batch(tmp_path):
     cfg = toy.runner_config(tmp_path, **{"train_dataloader.dataset.indices": 7})
     assert len(launch.build_runner(cfg).train_dataloader) == 1
@@ -162,3 +197,11 @@ def test_a_runner_that_is_not_mmengines_own_builds_by_itself(tmp_path):
     cfg = toy.runner_config(tmp_path, runner_type="FlexibleRunner", env_cfg={})
     runner = launch.build_runner(cfg)
     assert isinstance(runner, FlexibleRunner) and isinstance(runner._train_dataloader, dict)
+
+
+def test_a_stream_of_images_has_no_number_of_batches():
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            return iter([])
+
+    launch.check_batches(torch.utils.data.DataLoader(Stream(), batch_size=8))

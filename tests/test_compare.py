@@ -17,6 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toy
+from matplotlib.figure import Figure
 from mmengine.config import Config
 from mmengine.registry import MODELS, DefaultScope
 from mmengine.runner import EpochBasedTrainLoop
@@ -88,7 +89,7 @@ def test_table_and_plot(tmp_path):
     results = {
         "student": runs((90.0, 0.1), (94.0, 0.3), (92.0, 0.2), teacher=None),
         "kd": runs((95.0, 0.4), (95.0, 0.4), (95.0, 0.4)),
-        "mskd+kd": runs((96.0, 0.5), (92.0, 0.7), (94.0, 0.9)),
+        "mskd+kd": runs((96.0, 0.5), (92.0, 0.7), (94.0, 1.5)),
     }
     lines = table(results).splitlines()
     assert lines[2:6] == [
@@ -108,6 +109,22 @@ def test_table_and_plot(tmp_path):
         path = tmp_path / f"{number}.png"
         plot(shown, "a pair", path)
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_shows_means_ranges_and_every_seed(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    runs = [Result([(2, first), (4, top1)], 0.1, 99.0) for first, top1 in zip((1, 2, 6), (5, 9, 4))]
+    plot({"student": [Result([(4, 3.0)], 0.1)] * 3, "kd": runs}, "a pair", tmp_path / "a.png")
+    curves, last = figures[0].axes
+    shown = {line.get_label(): line.get_xydata().tolist() for line in curves.lines}
+    assert shown["student"] == [[4, 3]] and shown["kd"] == [[2, 3], [4, 6]]
+    assert {y for _, y in shown["teacher"]} == {99}
+    band = {tuple(point) for point in curves.collections[1].get_paths()[0].vertices.tolist()}
+    assert band == {(2, 1), (2, 6), (4, 4), (4, 9)}
+    points, mean = last.collections[2:]
+    assert points.get_offsets().tolist() == [[1, 5], [1, 9], [1, 4]]
+    assert mean.get_segments()[0].tolist() == [[0.75, 6], [1.25, 6]]
 
 
 @pytest.mark.parametrize(

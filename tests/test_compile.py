@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import logging
 from types import SimpleNamespace
 
 import pytest
 import torch
 import toy
+from mmengine.optim import OptimWrapper
 from mmengine.registry import MODELS
 from mmengine.runner import IterBasedTrainLoop
 from mmpretrain.models import VisionTransformer
@@ -20,6 +22,7 @@ from mskd_plugin.launch import build_runner
 from mskd_plugin.networks import network
 from mskd_plugin.speed import (
     COMPILES_LOSSES,
+    CompiledMethods,
     check_compile,
     compile_backbones,
     compile_losses,
@@ -215,6 +218,16 @@ def test_a_loss_that_warms_up_is_compiled_once(graphs):
     assert graphs.made == 1
 
 
+def test_the_first_calls_run_as_they_are(graphs):
+    layer, runs = nn.Linear(2, 2), []
+    methods = CompiledMethods({"layer": (layer, "forward")}, dict(backend="noting"), after=1)
+    for enabled in (False, True, True, True, False):  # what is not enabled does not count
+        methods.enabled = enabled
+        layer(torch.zeros(1, 2))
+        runs.append(graphs.runs)
+    assert runs == [0, 0, 1, 2, 2]
+
+
 def test_losses_before_torch_2_9_are_refused(monkeypatch):
     monkeypatch.setattr(speed, "COMPILES_LOSSES", False)
     with pytest.raises(SettingError, match="compile_losses.*False before torch 2.9"):
@@ -229,13 +242,17 @@ def test_a_model_without_distillation_has_no_losses_to_compile():
 # --- settings ------------------------------------------------------------------------------------
 
 
+#: Mistyped, what the switch itself is for, and what is compiled.
+NO_OPTIONS = [("backnd", "eager"), ("disable", True), ("model", None)]
+
+
 def test_compile_settings():
     assert check_compile("compile", False) is None
     assert check_compile("compile", True) == dict(dynamic=False)
     assert check_compile("compile", dict(mode="max-autotune", dynamic=True)) == dict(
         mode="max-autotune", dynamic=True
     )
-    for wrong in ("True", 1, dict(backnd="eager")):
+    for wrong in ("True", 1, *(dict([item]) for item in NO_OPTIONS)):
         with pytest.raises(SettingError, match="compile.*True, False or a dict.*backend"):
             FastNetworksHook(compile=wrong)
     with pytest.raises(SettingError, match="channels_last.*True or False"):
@@ -245,10 +262,11 @@ def test_compile_settings():
 def test_what_cannot_be_compiled(monkeypatch):
     with pytest.raises(SettingError, match="compile.*without a `backbone`.*Linear"):
         compile_backbones(nn.Linear(1, 1), {})
-    cfg = toy.distiller()
-    cfg["teacher_recorders"]["noise"] = dict(type="FunctionOutputs", source="torch.rand")
-    with pytest.raises(SettingError, match="compile.*recorders of functions.*noise"):
-        compile_backbones(toy.build(distiller=cfg), {})
+    for side in ("student", "teacher"):
+        cfg = toy.distiller()
+        cfg[f"{side}_recorders"]["noise"] = dict(type="FunctionOutputs", source="torch.rand")
+        with pytest.raises(SettingError, match="compile.*recorders of functions.*noise"):
+            compile_backbones(toy.build(distiller=cfg), {})
     deliveries = dict(drawn=dict(type="FunctionOutputs", func_path="torch.rand", max_keep_data=1))
     with pytest.raises(SettingError, match="compile.*deliveries.*drawn"):
         compile_backbones(
@@ -264,6 +282,25 @@ def test_what_cannot_be_compiled(monkeypatch):
 
 
 # --- in a runner ---------------------------------------------------------------------------------
+
+
+def test_networks_in_a_distributed_wrapper_are_compiled():
+    model = toy.build()
+    optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), 0.1))
+    hook = FastNetworksHook(compile=dict(backend="eager"))
+    runner = SimpleNamespace(
+        model=nn.DataParallel(model), optim_wrapper=optimizer, logger=logging.getLogger()
+    )
+    hook.before_train(runner)
+    assert "forward" in vars(model.student.backbone)
+    enabled = []
+    for point in ("train_epoch", "val"):  # a validation between epochs
+        for moment in ("before", "after"):
+            getattr(hook, f"{moment}_{point}")(runner)
+            enabled.append(hook._compiled[0].enabled)
+    assert enabled == [True, False, False, False]
+    hook.after_train(runner)
+    assert "forward" not in vars(model.student.backbone)
 
 
 def test_a_run_compiles_its_training_alone(tmp_path, graphs):

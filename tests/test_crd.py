@@ -83,6 +83,27 @@ def test_steps_equal_the_naive_loops(settings):
     assert_close(loss.terms["student"] + loss.terms["teacher"], value / loss.loss_weight)
 
 
+def test_each_term_is_of_one_embedding():
+    loss = build()
+    loss(**batch(0))
+    loss.eval()
+    for side, other in (("student", "teacher"), ("teacher", "student")):
+        loss(**batch(1))
+        before = loss.terms
+        loss(**{**batch(1), f"{side}_embedding": random(SIZE, WIDTH, seed=9)})
+        assert loss.terms[other] == before[other] and loss.terms[side] != before[side]
+
+
+def test_defaults_are_those_that_the_docstring_tells():
+    torch.manual_seed(0)
+    loss = MODELS.build(dict(type="MemoryCRDLoss", num_images=1000))
+    assert (loss.loss_weight, loss.num_negatives) == (1, 16384)
+    for memory in (loss.student_memory, loss.teacher_memory):
+        assert memory.shape == (1000, 128)
+        assert memory.square().sum(1).mean().item() == pytest.approx(1, abs=0.01)
+        assert memory.mean().abs() < 1e-3
+
+
 @pytest.mark.parametrize("name, value", [("temperature", 0.5), ("momentum", 0.9)])
 def test_settings_change_the_loss(name, value):
     plain, changed = build(), build(**{name: value})
@@ -170,6 +191,13 @@ def test_the_first_batch_has_the_gradient_of_a_constant_z():
     assert_close(*grads)
 
 
+def test_rows_of_no_known_class_are_drawn_for_every_class():
+    loss = build()
+    case = {**batch(0), "labels": torch.zeros(SIZE, dtype=torch.int64), "negatives": None}
+    assert loss(**case).isfinite()  # the other eight rows
+    assert sorted(loss.row_labels.tolist()) == [-1] * (IMAGES - SIZE) + [0] * SIZE
+
+
 def test_negatives_are_drawn_among_the_classes_seen():
     loss = build(num_images=200, num_negatives=20)
     class_of = torch.arange(200) % 4
@@ -242,10 +270,10 @@ def test_loss_computes_in_float32_also_under_autocast(dtype):
 @pytest.mark.parametrize("size", [0, 1])
 def test_batches_of_no_and_of_one_image_keep_the_graph(size):
     case = batch(0, size) if size else {k: v[:0] for k, v in batch(0).items()}
-    student = case.pop("student_embedding").requires_grad_()
-    value = build()(student, **case)
+    both = [case.pop(f"{side}_embedding").requires_grad_() for side in ("student", "teacher")]
+    value = build()(*both, **case)
     value.backward()
-    assert value.isfinite() and student.grad.isfinite().all()
+    assert value.isfinite() and all(embedding.grad.isfinite().all() for embedding in both)
 
 
 @pytest.mark.parametrize(
@@ -270,6 +298,7 @@ def test_settings_are_checked(settings, match):
         ({"sample_idx": torch.tensor([0, 1, 2, IMAGES])}, "num_images.*12 for indices 0 to 12"),
         ({"sample_idx": torch.tensor([0, 1, 2, -1])}, "num_images"),
         ({"sample_idx": torch.arange(3)}, "sample_idx.*4 whole numbers"),
+        ({"sample_idx": torch.arange(4.0)}, "sample_idx.*4 whole numbers.*float32"),
         ({"labels": torch.rand(4, 3)}, "labels.*float32.*mixed by batch augmentations"),
         ({"student_embedding": torch.rand(4, 6)}, r"student_embedding.*\(4, 5\).*\(4, 6\)"),
         ({"teacher_embedding": torch.rand(3, 5)}, "teacher_embedding"),

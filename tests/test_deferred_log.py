@@ -262,16 +262,21 @@ def test_clipping_is_mmengines_and_does_not_wait():
     for kind in (OptimWrapper, BFloat16OptimWrapper):
         torch.manual_seed(0)
         network = torch.nn.Linear(3, 2)
-        network.bias.requires_grad_(False)
         wrapper = kind(torch.optim.SGD(network.parameters(), 0.1), clip_grad=dict(max_norm=0.5))
         wrapper.message_hub = hub = MessageHub(kind.__name__)
         network(torch.arange(6.0).view(2, 3)).sum().backward()
+        network.bias.requires_grad_(False)  # frozen since, with a gradient left
         wrapper.step()
         results.append((network.weight.tolist(), hub.get_scalar("train/grad_norm").current()))
         DeferringMessageHub.adopt(hub)
         with Waits() as waits:
             wrapper.step()
         assert bool(waits.names) == (kind is OptimWrapper)
+        optimizer = torch.optim.SGD(torch.nn.Linear(3, 2).parameters(), 0.1)
+        wrapper = kind(optimizer, clip_grad=dict(max_norm=0.5))
+        wrapper.message_hub = MessageHub(f"{kind.__name__} of no gradient")
+        wrapper.step()
+        assert "train/grad_norm" not in wrapper.message_hub.log_scalars
     assert results[0] == results[1]
     by_value = BFloat16OptimWrapper(
         torch.optim.SGD(network.parameters(), 0.1), clip_grad=dict(type="value", clip_value=0.01)

@@ -7,22 +7,25 @@ import copy
 import functools
 import operator
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 import toy
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.dataset import default_collate
 from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.task_modules import RecorderManager
 from torch import nn
 
 from mskd_plugin import launch, switches
+from mskd_plugin.algorithms import FrozenTeacherDistill
 from mskd_plugin.algorithms.records import copy_inference_records
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks import FastNetworksHook
 from mskd_plugin.launch import build_runner, use_method
 from mskd_plugin.optim import BFloat16OptimWrapper
 from mskd_plugin.recipes import METHODS
@@ -139,6 +142,17 @@ def test_channels_last_moves_memory_alone():
     assert maps[0].is_contiguous(memory_format=torch.channels_last)
 
 
+def test_other_data_keep_their_layout():
+    model = nn.Module()
+    model.data_preprocessor = nn.Identity()
+    to_channels_last(model)
+    video, rows = torch.rand(2, 3, 4, 8, 8), torch.rand(2, 3)
+    for data in (video, rows):
+        found = model.data_preprocessor(dict(inputs=data))["inputs"]
+        assert found is data
+    assert model.data_preprocessor([rows]) == [rows]
+
+
 def test_channels_last_in_a_distributed_wrapper_keeps_the_gradients(tmp_path):
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
@@ -175,6 +189,55 @@ def test_optimizer_state_follows_the_layout():
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             assert torch.equal(value, expected[index][name])
+
+    layer = layer.to(torch.bfloat16, memory_format=torch.contiguous_format)
+    lay_out_like_parameters(optimizer)  # the weights' type is not the state's
+    assert optimizer.state[layer.weight]["exp_avg"].dtype == torch.float32
+    assert optimizer.state[layer.weight]["exp_avg"].is_contiguous()
+
+
+class Several(nn.Module):
+    """Two networks, each with an optimizer of its own that has taken a step."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)
+
+    def optimizers(self):
+        wrappers = {}
+        for name, layer in self.named_children():
+            optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, foreach=False)
+            layer(torch.randn(1, 2, 5, 5)).sum().backward()
+            optimizer.step()
+            wrappers[name] = OptimWrapper(optimizer)
+        return OptimWrapperDict(**wrappers)
+
+
+def test_each_of_several_optimizers_keeps_its_kernels_and_follows_the_layout():
+    model = Several()
+    wrappers, hook = model.optimizers(), FastNetworksHook(channels_last=True)
+    runner = SimpleNamespace(model=model, optim_wrapper=wrappers)
+    groups = {name: [dict(fused=True, foreach=True)] for name in wrappers.keys()}
+    states = {name: dict(param_groups=group) for name, group in groups.items()}
+    hook.after_load_checkpoint(runner, dict(optimizer=states))
+    assert groups == {name: [dict(fused=None, foreach=False)] for name in ("one", "two")}
+    hook.after_load_checkpoint(runner, {})  # one without an optimizer
+    hook.before_train(runner)
+    for wrapper in wrappers.values():
+        for parameter, state in wrapper.optimizer.state.items():
+            assert parameter.dim() < 4 or parameter.stride()[1] == 1
+            assert state["momentum_buffer"].stride() == parameter.stride()
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_evaluation_alone_has_the_layout_too(stage):
+    model = nn.Sequential(nn.Conv2d(2, 3, 3))
+    for channels_last, hook in (
+        (False, FastNetworksHook()),
+        (True, FastNetworksHook(channels_last=True)),
+    ):
+        getattr(hook, f"before_{stage}")(SimpleNamespace(model=model))
+        assert model[0].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
 # --- in a runner ---------------------------------------------------------------------------------
@@ -276,6 +339,7 @@ def test_fast_as_a_second_base_is_the_same_and_options_come_later(tmp_path):
     )
     options = ["--cfg-options", "default_hooks.networks.compile=False"]
     cfg = load(leaf, *options, fast=False)
+    assert load(leaf, *options).to_dict() == cfg.to_dict()  # --fast besides changes nothing
     expected = load(CONFIGS / "mskd_r34_r18_imagenet.py", *options)
     assert not cfg.default_hooks.networks.compile and cfg.default_hooks.networks.channels_last
     assert expected.model.pop("teacher_inference_mode")
@@ -329,6 +393,13 @@ def test_fast_leaves_out_what_cannot_be(monkeypatch):
     monkeypatch.setattr(torch.optim.SGD, "__init__", of_gpus_alone)
     use_fast(cfg, settings)  # the GPU is not touched
     assert cfg.optim_wrapper.optimizer.fused
+
+
+def test_a_frozen_teacher_is_found_by_name_and_by_class():
+    for kind in (FrozenTeacherDistill, "FrozenTeacherDistill", "mmrazor.TwoPhaseDistill"):
+        assert switches.has_frozen_teacher(ConfigDict(type=kind))
+    for kind in (SingleTeacherDistill, "SingleTeacherDistill", None):
+        assert not switches.has_frozen_teacher(ConfigDict(type=kind))
 
 
 def test_fast_over_switches_of_ones_own(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,6 +16,8 @@ from mmengine.hooks import Hook
 from mmengine.runner import load_checkpoint
 
 from mskd_plugin.hooks import TeacherEvaluationHook
+from mskd_plugin.hooks.epoch_seed import EpochSeedHook
+from mskd_plugin.hooks.missed_validation import MissedValidationHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.teacher_identity import TeacherIdentityHook, weights_digest
 from mskd_plugin.launch import build_runner
@@ -116,6 +119,18 @@ def test_unchanged_random_state():
     assert draw() == expected
 
 
+def test_unchanged_random_state_of_the_current_gpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    monkeypatch.setattr(
+        torch.random, "fork_rng", lambda devices: asked.append(devices) or nullcontext()
+    )
+    with unchanged_random_state():
+        pass
+    assert asked == [[3]]
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_resumed_training_equals_an_uninterrupted_one(tmp_path, workers):
     teacher = str(toy.teacher_file(tmp_path))
@@ -193,10 +208,13 @@ def interrupted_and_resumed(folder, train_cfg=None, **settings):
     return top1(folder / "whole"), top1(folder / "parts")
 
 
-def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path):
+@pytest.mark.parametrize("epochs", [1, 2])
+def test_a_validation_that_was_cut_short_is_made_up_for(tmp_path, epochs):
     save_best = {"default_hooks.checkpoint.save_best": "accuracy/top1"}
-    whole, parts = interrupted_and_resumed(tmp_path, **save_best)
-    assert parts == whole and [epoch for epoch, _ in whole] == [1, 2]
+    whole, parts = interrupted_and_resumed(
+        tmp_path, **save_best, **{"train_cfg.max_epochs": epochs}
+    )
+    assert parts == whole and [epoch for epoch, _ in whole] == [*range(1, epochs + 1)]
     best = [sorted(f.name for f in (tmp_path / n).glob("best_*")) for n in ("whole", "parts")]
     assert best[0] == best[1] and len(best[0]) == 1
 
@@ -220,6 +238,32 @@ def test_no_validation_is_made_where_none_was_due(tmp_path):
         toy.train(cfg)
         # Epoch 1 was the last one once, and is not due with an interval of 2.
         assert [epoch for epoch, _ in top1(tmp_path)] == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train_cfg.val_interval": 2},
+        {"train_cfg.val_interval": 2, "train_cfg.val_begin": 3},
+        {"train_cfg.val_interval": 9, "train_cfg.dynamic_intervals": [(3, 1)]},
+    ],
+    ids=str,
+)
+def test_a_validation_is_due_where_mmengine_would_make_it(tmp_path, monkeypatch, settings):
+    runner = build_runner(toy.runner_config(tmp_path, **{"train_cfg.max_epochs": 5, **settings}))
+    loop, due, made = runner.train_loop, [], []
+    monkeypatch.setattr(loop, "run_iter", lambda *_: None)
+    monkeypatch.setattr(runner.val_loop, "run", lambda: due.append(runner.epoch))
+    monkeypatch.setattr(runner, "_hooks", [])
+    monkeypatch.setattr(runner, "optim_wrapper", SimpleNamespace(initialize_count_status=print))
+    runner.train_loop.run()
+    monkeypatch.setattr(runner.val_loop, "run", lambda: made.append(runner.epoch))
+    for epoch in range(6):
+        loop._epoch = epoch
+        MissedValidationHook().before_train(runner)
+    assert made == due and due[-1] == 5
+    runner._val_loop = None
+    MissedValidationHook().before_train(runner)  # none without validation
 
 
 class PowerCutInTheSecondEpoch(Hook):
@@ -248,7 +292,37 @@ def test_a_checkpoint_that_was_written_after_its_validation_needs_no_other(
     assert [epoch for epoch, _ in top1(tmp_path)] == expected
 
 
-def test_other_epochs_seeds_and_ranks_draw_other_numbers(tmp_path):
+def test_every_generator_is_seeded_by_seed_epoch_and_rank(monkeypatch):
+    def draw(seed, epoch, rank):
+        monkeypatch.setattr("mskd_plugin.hooks.epoch_seed.get_rank", lambda: rank)
+        EpochSeedHook().before_train_epoch(SimpleNamespace(seed=seed, epoch=epoch))
+        return random.random(), np.random.rand(), torch.rand(1).item()
+
+    cases = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]
+    drawn = [draw(*case) for case in cases]
+    assert drawn == [draw(*case) for case in cases]
+    for generator in zip(*drawn, strict=True):
+        assert len(set(generator)) == 4
+
+
+def test_random_numbers_are_seeded_before_any_other_hook_draws(tmp_path):
+    drawn = []
+
+    class Drawing(Hook):
+        priority = "VERY_HIGH"
+
+        def before_train_epoch(self, runner):
+            drawn.append(torch.rand(1).item())
+
+    for consumed in (0, 1):  # before training, by a preflight for example
+        runner = build_runner(toy.runner_config(tmp_path, **{"train_cfg.max_epochs": 1}))
+        runner.register_hook(Drawing())
+        torch.rand(consumed)
+        runner.call_hook("before_train_epoch")
+    assert drawn[0] == drawn[1]
+
+
+def test_other_seeds_draw_other_numbers(tmp_path):
     first = toy.train(toy.runner_config(tmp_path / "a", **{"randomness.seed": 0}))[1].inputs
     again = toy.train(toy.runner_config(tmp_path / "b", **{"randomness.seed": 0}))[1].inputs
     other = toy.train(toy.runner_config(tmp_path / "c", **{"randomness.seed": 1}))[1].inputs

@@ -68,8 +68,9 @@ def packages(monkeypatch):
 def test_suitable_packages_pass(packages, mmcv):
     del packages["mmcv-lite"]
     packages[mmcv] = "2.1.0"
-    packages["torch"] = "2.1.0+cu121"
-    host.check_requirements()
+    for version in ("2.1.0+cu121", "2.6.0a0+df5bbc09d1.nv24.12", "2.12.0.dev20260101+cpu"):
+        packages["torch"] = version
+        host.check_requirements()
 
 
 @pytest.mark.parametrize(
@@ -119,6 +120,20 @@ def test_all_problems_are_one_error(packages):
     with pytest.raises(host.HostError) as error:
         host.check_requirements()
     assert str(error.value).endswith("pip install mmcv-lite==2.1.0 joblib 'setuptools<81'")
+
+
+def test_versions_are_not_compared_without_packaging(packages, monkeypatch):
+    del packages["packaging"]
+    packages["torch"] = "2.0.1"
+    monkeypatch.setitem(sys.modules, "packaging.specifiers", None)
+    with pytest.raises(host.HostError, match="environment: packaging is missing. .*packaging$"):
+        host.check_requirements()
+
+
+def test_a_folder_of_a_modules_name_is_no_package(tmp_path, monkeypatch):
+    (tmp_path / "some_folder").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert host._is_missing("some_folder") and not host._is_missing("json")
 
 
 def test_torchvision_of_another_build(monkeypatch):
@@ -247,6 +262,7 @@ def test_stand_in_says_what_is_missing():
     from mmrazor.structures import quantization
 
     assert set(quantization.BackendConfigs) == {"academic", "native", "openvino", "tensorrt"}
+    assert not hasattr(quantization.QConfigHandler, "__wrapped__")  # what Python asks itself
     for use in (
         lambda: quantization.QConfigHandler({}),
         lambda: quantization.QConfigHandler.replace_fakequant,
@@ -394,5 +410,8 @@ def test_crd_dataset_takes_unequal_classes():
     for label in range(3):
         others = sorted(i for i, other in enumerate(labels) if other != label)
         assert sorted(crd.cls_negative[label].tolist()) == others
+    crd.dataset = types.SimpleNamespace(get_gt_labels=lambda: int("no label"))
+    with pytest.raises(ValueError, match="no label"):
+        crd._parse_fullset_contrast_info()
     positive, *negatives = crd._get_contrast_info({}, 1)["contrast_sample_idxs"].tolist()
     assert positive == 1 and set(negatives) <= {0, 3, 4, 5}

@@ -172,6 +172,39 @@ def test_the_switch_refuses_other_crops_and_flips(pipeline, expected):
         use_in_memory(cfg)
 
 
+def test_loaders_of_images_in_memory_have_no_workers():
+    cfg = read(CIFAR)
+    for stage in ("train", "val", "test"):
+        cfg[f"{stage}_dataloader"].update(
+            num_workers=4, prefetch_factor=2, persistent_workers=True, pin_memory=True
+        )
+    use_in_memory(cfg)
+    for stage in ("train", "val", "test"):
+        loader = cfg[f"{stage}_dataloader"]
+        assert loader.num_workers == 0 and not loader.persistent_workers and not loader.pin_memory
+        assert "prefetch_factor" not in loader and loader.collate_fn == dict(type="collate_batch")
+
+
+def test_what_the_switch_takes_out_of_a_pipeline():
+    flip, crop = dict(type="RandomFlip", prob=0.3), dict(type="mmcls.RandomCrop", crop_size=32)
+    for pipeline, left, settings in (
+        ([flip], [], dict(flip_prob=0.3)),  # horizontal is mmpretrain's default, too
+        ([crop, flip], [], dict(crop_size=32, padding=0, flip_prob=0.3)),
+        ([crop, crop], [crop], dict(crop_size=32, padding=0)),  # which the data set refuses
+        ([flip, dict(type="Resize", scale=32)], [flip, dict(type="Resize", scale=32)], {}),
+    ):
+        cfg = read(CIFAR)
+        wrapped = dict(cfg.train_dataloader.dataset, pipeline=[*pipeline, *PACK])
+        cfg.train_dataloader.dataset = dict(type="RepeatDataset", times=2, dataset=wrapped)
+        cfg.custom_hooks = [dict(type="EMAHook")]
+        use_in_memory(cfg)
+        assert cfg.train_dataloader.dataset.dataset.dataset.pipeline == [*left, *PACK]
+        found = cfg.train_dataloader.dataset.to_dict()
+        assert found.pop("dataset")["times"] == 2
+        assert found == dict(type="InMemoryImages", **settings)
+        assert cfg.custom_hooks == [dict(type="EMAHook"), dict(type="EpochSeedHook")]
+
+
 @pytest.mark.parametrize(
     "setting",
     [dict(batch_augments=dict(augments=[dict(type="Mixup", alpha=1.0)])), dict(to_onehot=True)],
@@ -179,6 +212,11 @@ def test_the_switch_refuses_other_crops_and_flips(pipeline, expected):
 def test_scores_need_a_sample_an_image(setting, tmp_path):
     cfg = read(CIFAR)
     cfg.model.data_preprocessor.update(setting)
+    with pytest.raises(SettingError, match="off with images in memory"):
+        use_in_memory(cfg)
+    cfg = read(CIFAR)
+    cfg.data_preprocessor.update(setting)  # of a model without one of its own
+    cfg.model.data_preprocessor = None
     with pytest.raises(SettingError, match="off with images in memory"):
         use_in_memory(cfg)
     # And where a config brings them together by itself.

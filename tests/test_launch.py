@@ -10,10 +10,12 @@ import toy
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import ImgDataPreprocessor
+from mmengine.registry import init_default_scope
 from mmrazor.registry import MODELS
 from tool_runs import MSKD, load, parse
 
 from mskd_plugin import launch
+from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
 
 PAIRS = toy.ROOT / "configs" / "_base_" / "pairs"
@@ -183,7 +185,8 @@ def test_work_dir_and_launcher(tmp_path):
     assert load(config=own).work_dir == "from/config"
     assert load(config=own).launcher == "none"
     assert load("--work-dir", "given", "--launcher", "slurm", config=own).work_dir == "given"
-    assert load("--launcher", "slurm", "--local-rank", "1", config=own).launcher == "slurm"
+    for option in ("--local-rank", "--local_rank"):  # torch's launchers, new and old
+        assert load("--launcher", "slurm", option, "1", config=own).launcher == "slurm"
     assert load("--cfg-options", "work_dir=option", config=own).work_dir == "option"
 
 
@@ -267,6 +270,8 @@ def test_mmengines_preprocessor_becomes_a_classifiers():
     assert as_class == cfg.data_preprocessor
     classes = dict(type="ClsDataPreprocessor")  # of a pure Python config it would not print copied
     assert launch.for_classifier(classes) is classes
+    other = launch.for_classifier(dict(own, bgr_to_rgb=False, rgb_to_bgr=True))
+    assert other == launch.for_classifier(own) and other["to_rgb"] is True
 
 
 def test_the_teachers_weights(tmp_path, monkeypatch):
@@ -334,7 +339,7 @@ def test_the_work_folder_goes_before_initial_weights(tmp_path):
         assert torch.equal(resumed[name], value), name
 
 
-def test_a_used_work_dir(tmp_path):
+def test_a_used_work_dir(tmp_path, monkeypatch):
     cfg = load("--work-dir", str(tmp_path))
     launch.check_work_dir(cfg)
     (tmp_path / "20260101_000000").mkdir()  # logs alone
@@ -348,6 +353,10 @@ def test_a_used_work_dir(tmp_path):
     launch.check_work_dir(cfg)
     (tmp_path / "last_checkpoint").write_text(str(tmp_path / "out_dir" / "epoch_8.pth"))
     cfg.load_from = str(tmp_path / "out_dir" / "epoch_7.pth")  # CheckpointHook's
+    launch.check_work_dir(cfg)
+    (tmp_path / "last_checkpoint").write_text(str(tmp_path / "epoch_9.pth"))
+    monkeypatch.chdir(tmp_path.parent)
+    cfg.load_from = f"{tmp_path.name}/epoch_9.pth"
     launch.check_work_dir(cfg)
     cfg.load_from = str(tmp_path / "another run" / "epoch_9.pth")
     with pytest.raises(SettingError, match="`--work-dir` .* --resume to continue from its own"):
@@ -384,16 +393,34 @@ def test_a_runner_type_of_ones_own(tmp_path):
     assert launch.build_runner(cfg).max_epochs == 2
 
 
-@pytest.mark.parametrize("stage", ["train", "val"])
+@pytest.mark.parametrize("stage", ["train", "val", "test"])
 def test_data_that_do_not_fit_their_type_are_named(tmp_path, stage):
-    (tmp_path / "images" / stage / "cat").mkdir(parents=True)
+    (tmp_path / "images" / "train" / "cat").mkdir(parents=True)
     cfg = toy.runner_config(tmp_path / "run")
     cfg[f"{stage}_dataloader"].dataset = dict(
-        type="ImageNet", data_root=str(tmp_path / "images"), split=stage, pipeline=[]
+        type="ImageNet", data_root=str(tmp_path / "images"), split="train", pipeline=[]
     )
     expected = rf"{stage}_dataloader.dataset.*\(1\) doesn't match .*\(1000\)"
     with pytest.raises(SettingError, match=expected):
         launch.build_runner(cfg)
+
+
+def test_data_that_cannot_be_fetched_are_named(tmp_path, monkeypatch):
+    load_data_list = Digits.load_data_list
+
+    def fetch(self):
+        if self.split == "test":
+            raise RuntimeError("Dataset not found or corrupted")  # as torchvision's
+        return load_data_list(self)
+
+    monkeypatch.setattr(Digits, "load_data_list", fetch)
+    cfg = toy.runner_config(tmp_path)
+    init_default_scope(cfg.default_scope)
+    for build in (launch.build_datasets, launch.build_runner):
+        with pytest.raises(SettingError, match=r"`val_dataloader\.dataset` .*: Dataset not found"):
+            build(cfg)
+    cfg.val_dataloader = None
+    launch.build_datasets(cfg)
 
 
 def test_a_hook_may_be_switched_off(tmp_path):

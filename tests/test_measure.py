@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
@@ -27,6 +29,22 @@ def test_seconds_are_those_of_the_function(monkeypatch):
         now[0] += duration
 
     assert measure.by_turns([lambda: takes(2.0), lambda: takes(0.5)], 2, 1) == [[2, 2], [0.5, 0.5]]
+
+
+def test_the_order_of_turns_is_the_same_every_time():
+    order = []
+    for _ in range(2):
+        measure.by_turns([lambda name=name: order.append(name) for name in "abcd"], 5)
+    assert order[:20] == order[20:]
+
+
+def test_the_clock_starts_and_stops_when_the_device_is_done(monkeypatch):
+    events = []
+    monkeypatch.setattr(measure, "synchronize", lambda: events.append("wait"))
+    clock = measure.time.perf_counter
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: events.append("clock") or clock())
+    measure.seconds(lambda: events.append("work"))
+    assert events == ["wait", "clock", "work", "wait", "clock"]
 
 
 def test_peak_memory_counts_what_is_held_at_once():
@@ -62,3 +80,10 @@ def test_the_matrix_rate_is_the_best_of_operations_over_time(monkeypatch):
     monkeypatch.setattr(measure, "seconds", lambda function: next(taken))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert measure.matrix_rate(1.0) == pytest.approx(10 * 2 * 2048**3 / 0.3)
+
+
+def test_figures_are_written_into_a_new_folder(tmp_path):
+    file = tmp_path / "new" / "folder" / "figures.json"
+    for figures in ([{"ms": 1.5}], {"ms": 2}):  # the second time in the first's place
+        measure.write_figures(figures, file)
+        assert json.loads(file.read_text()) == figures

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.functional.negatives import draw_negatives
+from mskd_plugin.functional.negatives import _uniform, draw_negatives
 
 ROWS = torch.tensor([2, 0, 1, 2, -1, 0, 2, 1, -1, 3, 2, 2])
 LABELS = torch.tensor([2, 0, 4, 2])
@@ -87,3 +87,9 @@ def test_no_images_draw_nothing():
 def test_images_of_one_class_are_refused():
     with pytest.raises(SettingError, match="labels.*at least two classes"):
         draw_negatives(torch.zeros(5, dtype=torch.int64), torch.tensor([0]), 2)
+
+
+def test_of_many_millions_of_rows_none_is_passed_over():
+    torch.manual_seed(0)
+    draws = _uniform(torch.tensor([2**26]), 1000)  # float32 would step by four rows
+    assert 400 < (draws % 2).sum() < 600

@@ -209,6 +209,18 @@ def test_a_map_before_a_relu_in_place_carries_the_gradient(name: str) -> None:
     assert torch.equal(norm.bias.grad, torch.full_like(norm.bias, positions))
 
 
+def test_a_map_before_a_relu_is_kept_while_recording_alone() -> None:
+    model = build("ResNet18").eval()
+    manager = initialized(
+        {"x": {"type": "PreActivation", "source": "backbone.layer4.1.preact"}}, model
+    )
+    with manager:
+        model(images_for("ResNet18", count=1, side=16).float())
+    kept = manager.recorders["x"].get_record_data()
+    model(images_for("ResNet18", count=1, seed=2, side=16).float())
+    assert manager.recorders["x"].get_record_data() is kept
+
+
 def test_recorders_that_cannot_work() -> None:
     model = build("ResNet18")
     for source in ("backbone.layer4.1.relu.preact", "backbone.layer9", "backbone.layer4.preact"):

@@ -251,7 +251,7 @@ def test_a_moved_work_folder_resumes(tmp_path, settings, options):
     assert (folder / "last_checkpoint").read_text() == str(folder / "epoch_2.pth")
 
 
-def test_the_newest_checkpoint(tmp_path):
+def test_the_newest_checkpoint(tmp_path, monkeypatch):
     folder, other = tmp_path / "run", tmp_path / "other"
     assert launch.newest_checkpoint(folder) is None
     for path in (folder, other):
@@ -263,6 +263,8 @@ def test_the_newest_checkpoint(tmp_path):
     assert launch.newest_checkpoint(folder) == str(other / "epoch_3.pth")
     (folder / "epoch_3.pth").touch()  # a copy of the folder
     assert launch.newest_checkpoint(str(folder)) == str(folder / "epoch_3.pth")
+    monkeypatch.chdir(tmp_path)
+    assert launch.newest_checkpoint("run") == str(folder / "epoch_3.pth")
     for text, found in (("", None), ("s3://bucket/epoch_4.pth", "s3://bucket/epoch_4.pth")):
         (folder / "last_checkpoint").write_text(text)
         if found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 
@@ -62,6 +63,27 @@ def test_mixed_precision_computes_in_bfloat16_on_a_cpu(tmp_path):
     # Half precision, so nearly the same first loss, but not the same.
     full, half = results[False][1].losses[0], results[True][1].losses[0]
     assert half == pytest.approx(full, rel=0.02) and half != full
+
+
+def test_accumulated_gradients_are_joined_once_in_mixed_precision_too():
+    network, apart, steps = torch.nn.Linear(2, 1), [], []
+
+    @contextlib.contextmanager
+    def no_sync():  # of a distributed wrapper
+        apart.append(len(steps))
+        yield
+
+    network.no_sync = no_sync
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    wrapper = BFloat16OptimWrapper(optimizer, accumulative_counts=2)
+    wrapper.initialize_count_status(network, 0, 4)
+    for _ in range(4):
+        with wrapper.optim_context(network):
+            output = network(torch.ones(1, 2))
+        assert output.dtype == torch.bfloat16
+        wrapper.update_params(output.float().sum())
+        steps.append(output)
+    assert apart == [0, 2]
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,8 @@ def test_a_number_that_is_too_small_is_named(name, option, least):
 
 
 def test_each_of_several_numbers_counts():
+    args = toy.tool("benchmark_data").parse_args([STUDENT, "--batch-size", "4", "8"])
+    assert args.batch_size == [4, 8]
     with pytest.raises(SettingError, match="`--batch-size` .* but got 0"):
         toy.tool("benchmark_data").parse_args([STUDENT, "--batch-size", "4", "0", "8"])
 
@@ -118,9 +120,23 @@ def test_a_work_folder_that_is_none(tmp_path, name, argv):
 def test_where_nobody_may_write(tmp_path, monkeypatch):
     new = tmp_path / "new" / "out.json"
     check_output("--json", new)
-    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path)
+    monkeypatch.setattr(os, "access", lambda path, mode: (path, mode) != (tmp_path, os.W_OK))
     with pytest.raises(SettingError, match=rf"`--json` .*{tmp_path}', which may not be written"):
         check_output("--json", new)
+
+
+def test_a_link_to_nothing_is_no_folder_to_write_into(tmp_path):
+    (tmp_path / "run").symlink_to(tmp_path / "gone")
+    for folder in (tmp_path / "run", tmp_path / "run" / "new"):
+        with pytest.raises(SettingError, match="`--work-dir` to be a folder .* which is no folder"):
+            check_output("--work-dir", folder, folder=True)
+
+
+def test_an_input_from_home_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "a.pth").touch()
+    with pytest.raises(SettingError, match="`DST` to be another name than SRC's"):
+        check_output("DST", tmp_path / "a.pth", inputs={"SRC": "~/a.pth"})
 
 
 def test_a_plot_that_matplotlib_does_not_write(tmp_path):
@@ -173,3 +189,10 @@ def test_a_pair_that_cannot_be_read(tmp_path, monkeypatch):
     monkeypatch.setattr(tool, "PAIRS", tmp_path)
     with pytest.raises(SettingError, match=r"`config` .*own\.py' \(SyntaxError"):
         tool.main([])
+
+
+@pytest.mark.parametrize("got", ["nothing", "an error that ends so."])
+def test_a_settings_error_is_a_sentence_with_one_full_stop(got):
+    stated = f"Expected `x` to be a number, but got {got.removesuffix('.')}."
+    assert str(SettingError("x", "a number", got)) == stated
+    assert str(SettingError("x", "a number", got, "More.")) == f"{stated} More."

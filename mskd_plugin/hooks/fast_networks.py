@@ -64,11 +64,11 @@ class FastNetworksHook(Hook):
         checkpoint's.
         """
         wrapper, states = runner.optim_wrapper, checkpoint.get("optimizer")
-        if isinstance(wrapper, OptimWrapper) and states:
-            speed.keep_kernels(wrapper.optimizer, states)
-        elif isinstance(wrapper, OptimWrapperDict) and states:
+        if isinstance(wrapper, OptimWrapperDict) and states:  # an OptimWrapper, too
             for name, single in wrapper.items():
                 speed.keep_kernels(single.optimizer, states[name])
+        elif isinstance(wrapper, OptimWrapper) and states:
+            speed.keep_kernels(wrapper.optimizer, states)
 
     def before_train(self, runner: Runner) -> None:
         """Set the layout, of what a checkpoint brought too, and prepare the compilation.
