@@ -7,237 +7,31 @@ import copy
 import functools
 import operator
 import os
-from types import SimpleNamespace
 
 import pytest
 import torch
 import toy
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import default_collate
-from mmengine.model import MMDistributedDataParallel
-from mmengine.optim import OptimWrapper, OptimWrapperDict
+from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmrazor.models.algorithms import SingleTeacherDistill
-from mmrazor.models.task_modules import RecorderManager
-from torch import nn
 
 from mskd_plugin import launch, switches
 from mskd_plugin.algorithms import FrozenTeacherDistill
-from mskd_plugin.algorithms.records import copy_inference_records
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks import FastNetworksHook
 from mskd_plugin.launch import build_runner, use_method
 from mskd_plugin.optim import BFloat16OptimWrapper
-from mskd_plugin.recipes import METHODS
 from mskd_plugin.speed import (
     COMPILES_LOSSES,
     compile_backbones,
     compile_losses,
-    lay_out_like_parameters,
     to_channels_last,
 )
 from mskd_plugin.switches import use_fast
 
 CONFIGS = toy.ROOT / "configs"
 PAIR = CONFIGS / "_base_" / "pairs" / "resnet20_resnet8_digits.py"
-
-
-# --- the teacher in inference mode ---------------------------------------------------------------
-
-
-@pytest.mark.parametrize("settings", [{}, dict(loss_weight=2.0), dict(teacher_mode="loss")])
-def test_inference_mode_changes_no_bit(settings):
-    if "loss_weight" in settings:  # the one with categories, from recorded parameters
-        settings = dict(distiller=toy.distiller(**settings))
-    models = [toy.build(teacher_inference_mode=on, **settings).train() for on in (False, True)]
-    seen = []
-    for model in models:
-        model.teacher.backbone.register_forward_hook(
-            lambda *_: seen.append(torch.is_inference_mode_enabled())
-        )
-    for seed in range(2):
-        toy.assert_same(*(toy.step(model, toy.batch(seed=seed)) for model in models))
-    assert seen == [False, True] * 2
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_takes_the_switches_of_the_model(method):
-    # Views of maps, and what a loss saves for its backward, depend on layout and mode.
-    steps = []
-    for fast in (False, True):
-        model = toy.digits_pair(method).double()
-        model.teacher_inference_mode = fast
-        batch = toy.batch()
-        batch["inputs"] = batch["inputs"].double()
-        if fast:
-            to_channels_last(model)
-            batch["inputs"] = batch["inputs"].contiguous(memory_format=torch.channels_last)
-        torch.manual_seed(1)
-        steps.append(toy.step(model, batch))
-    toy.assert_same(*steps, rtol=1e-9, atol=1e-9)
-
-
-def test_recorded_inference_tensors_are_copied_once_each():
-    manager = RecorderManager(
-        dict(
-            one=dict(type="ModuleOutputs", source="0"),
-            same=dict(type="ModuleInputs", source="1"),
-            weight=dict(type="Parameter", source="0.weight"),
-        )
-    )
-    model = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
-    manager.initialize(model)
-    inputs = torch.ones(1, 2)
-    with torch.inference_mode(), manager:
-        model(inputs)
-    records = {name: manager.get_recorder(name) for name in ("one", "same", "weight")}
-    before = records["one"].get_record_data()
-    copy_inference_records(manager)
-    one, same = records["one"].get_record_data(), records["same"].get_record_data(data_idx=0)
-    assert before.is_inference() and not one.is_inference()
-    assert torch.equal(one, before) and one is same
-    assert records["weight"].get_record_data() is model[0].weight
-    copy_inference_records(manager)  # nothing left to copy
-    assert records["one"].get_record_data() is one
-
-
-def test_where_inference_mode_cannot_be():
-    match = "teacher_inference_mode.*False for a teacher that trains.*deliveries"
-    with pytest.raises(SettingError, match=match):
-        toy.build(teacher_inference_mode=True, teacher_trainable=True)
-    deliveries = dict(rand=dict(type="FunctionOutputs", func_path="torch.rand", max_keep_data=1))
-    with pytest.raises(SettingError, match=match):
-        toy.build(
-            teacher_inference_mode=True,
-            distiller=dict(toy.distiller(), distill_deliveries=deliveries),
-        )
-    with pytest.raises(SettingError, match="teacher_inference_mode.*True or False.*'yes'"):
-        toy.build(teacher_inference_mode="yes")
-
-
-# --- channels_last -------------------------------------------------------------------------------
-
-
-def test_channels_last_moves_memory_alone():
-    model, other = toy.build().train(), toy.build().train()
-    before = copy.deepcopy(model.state_dict())
-    for _ in range(2):
-        to_channels_last(model)
-    assert list(model.state_dict()) == list(before)
-    for name, value in model.state_dict().items():
-        assert torch.equal(value, before[name])
-    for network_ in (model.student, model.teacher):
-        weights = [m.weight for m in network_.modules() if isinstance(m, nn.Conv2d)]
-        assert weights and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
-    raw = dict(inputs=torch.randint(0, 256, (2, 3, 8, 8)), data_samples=None)
-    ready = model.data_preprocessor(dict(raw), True)["inputs"]
-    assert ready.stride() == (192, 1, 24, 3)
-    assert torch.equal(ready, other.data_preprocessor(dict(raw), True)["inputs"])
-    assert len(model.data_preprocessor._forward_hooks) == 1
-    maps = []
-    model.student.backbone.layer3.register_forward_hook(lambda *io: maps.append(io[-1]))
-    batch = toy.batch()
-    batch["inputs"] = batch["inputs"].contiguous(memory_format=torch.channels_last)
-    toy.assert_same(toy.step(model, batch), toy.step(other), rtol=1e-4, atol=1e-6)
-    assert maps[0].is_contiguous(memory_format=torch.channels_last)
-
-
-def test_other_data_keep_their_layout():
-    model = nn.Module()
-    model.data_preprocessor = nn.Identity()
-    to_channels_last(model)
-    video, rows = torch.rand(2, 3, 4, 8, 8), torch.rand(2, 3)
-    for data in (video, rows):
-        found = model.data_preprocessor(dict(inputs=data))["inputs"]
-        assert found is data
-    assert model.data_preprocessor([rows]) == [rows]
-
-
-def test_channels_last_in_a_distributed_wrapper_keeps_the_gradients(tmp_path):
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1
-    )
-    try:
-        steps = []
-        for channels_last in (False, True):
-            model = toy.build().train().double()
-            wrapped = MMDistributedDataParallel(module=model)
-            if channels_last:
-                to_channels_last(wrapped)
-            batch = dict(toy.batch(), mode="loss")
-            data = model.data_preprocessor(dict(inputs=batch["inputs"]), True)
-            batch["inputs"] = data["inputs"].double()
-            assert batch["inputs"].stride()[1] == (1 if channels_last else 1024)
-            losses = wrapped(**batch)
-            model.parse_losses(losses)[0].backward()
-            gradients = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
-            steps.append(({n: v.detach() for n, v in losses.items()}, gradients))
-    finally:
-        torch.distributed.destroy_process_group()
-    toy.assert_same(*steps, rtol=1e-9, atol=1e-12)
-
-
-def test_optimizer_state_follows_the_layout():
-    layer = nn.Conv2d(2, 3, 3)
-    optimizer = torch.optim.Adam(layer.parameters())
-    layer(torch.randn(1, 2, 5, 5)).sum().backward()
-    optimizer.step()
-    expected = copy.deepcopy(optimizer.state_dict()["state"])
-    layer.to(memory_format=torch.channels_last)
-    lay_out_like_parameters(optimizer)
-    assert optimizer.state[layer.weight]["exp_avg"].stride() == layer.weight.stride()
-    for index, state in optimizer.state_dict()["state"].items():
-        for name, value in state.items():
-            assert torch.equal(value, expected[index][name])
-
-    layer = layer.to(torch.bfloat16, memory_format=torch.contiguous_format)
-    lay_out_like_parameters(optimizer)  # the weights' type is not the state's
-    assert optimizer.state[layer.weight]["exp_avg"].dtype == torch.float32
-    assert optimizer.state[layer.weight]["exp_avg"].is_contiguous()
-
-
-class Several(nn.Module):
-    """Two networks, each with an optimizer of its own that has taken a step."""
-
-    def __init__(self):
-        super().__init__()
-        self.one, self.two = nn.Conv2d(2, 3, 3), nn.Conv2d(2, 3, 3)
-
-    def optimizers(self):
-        wrappers = {}
-        for name, layer in self.named_children():
-            optimizer = torch.optim.SGD(layer.parameters(), 0.1, momentum=0.9, foreach=False)
-            layer(torch.randn(1, 2, 5, 5)).sum().backward()
-            optimizer.step()
-            wrappers[name] = OptimWrapper(optimizer)
-        return OptimWrapperDict(**wrappers)
-
-
-def test_each_of_several_optimizers_keeps_its_kernels_and_follows_the_layout():
-    model = Several()
-    wrappers, hook = model.optimizers(), FastNetworksHook(channels_last=True)
-    runner = SimpleNamespace(model=model, optim_wrapper=wrappers)
-    groups = {name: [dict(fused=True, foreach=True)] for name in wrappers.keys()}
-    states = {name: dict(param_groups=group) for name, group in groups.items()}
-    hook.after_load_checkpoint(runner, dict(optimizer=states))
-    assert groups == {name: [dict(fused=None, foreach=False)] for name in ("one", "two")}
-    hook.after_load_checkpoint(runner, {})  # one without an optimizer
-    hook.before_train(runner)
-    for wrapper in wrappers.values():
-        for parameter, state in wrapper.optimizer.state.items():
-            assert parameter.dim() < 4 or parameter.stride()[1] == 1
-            assert state["momentum_buffer"].stride() == parameter.stride()
-
-
-@pytest.mark.parametrize("stage", ["val", "test"])
-def test_evaluation_alone_has_the_layout_too(stage):
-    model = nn.Sequential(nn.Conv2d(2, 3, 3))
-    for channels_last, hook in (
-        (False, FastNetworksHook()),
-        (True, FastNetworksHook(channels_last=True)),
-    ):
-        getattr(hook, f"before_{stage}")(SimpleNamespace(model=model))
-        assert model[0].weight.is_contiguous(memory_format=torch.channels_last) == channels_last
 
 
 # --- in a runner ---------------------------------------------------------------------------------
