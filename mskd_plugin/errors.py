@@ -30,7 +30,6 @@ class SettingError(ValueError):
         told = f"Expected `{setting}` to be {expected}, but got {got}"
         told += "" if told.endswith(".") else "."  # an error that was got may end so
         super().__init__(f"{told} {hint}" if hint else told)
-        self.setting = setting
 
 
 def check_count(setting: str, value: int, least: int = 1) -> int:

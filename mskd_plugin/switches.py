@@ -145,7 +145,7 @@ def _labels_are_classes(cfg: Config) -> bool:
     """Whether training images only get normalised and collated, each with its class."""
     preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
     usual = {"type", "mean", "std", "to_rgb", "num_classes"}
-    collate = cfg.get("train_dataloader", {}).get("collate_fn", {}).get("type")
+    collate = type_name(cfg.get("train_dataloader", {}).get("collate_fn", {}))
     return (
         type_name(preprocessor) == "ClsDataPreprocessor"
         and preprocessor.keys() <= usual
@@ -154,11 +154,12 @@ def _labels_are_classes(cfg: Config) -> bool:
 
 
 def _set_preprocessor(cfg: Config, kind: str) -> None:
-    """Put another type in the place of ``ClsDataPreprocessor``, its scope unchanged."""
+    """Put another type in the place of ``ClsDataPreprocessor``, the scope of its name unchanged."""
     for preprocessor in (cfg.get("data_preprocessor"), cfg.model.get("data_preprocessor")):
-        old = (preprocessor or {}).get("type", "")
-        if isinstance(old, str) and old.split(".")[-1] == "ClsDataPreprocessor":
-            preprocessor.type = old.replace("ClsDataPreprocessor", kind)
+        if preprocessor and type_name(preprocessor) == "ClsDataPreprocessor":
+            old = preprocessor.type
+            scope = old.rpartition(".")[0] if isinstance(old, str) else "mmpretrain"
+            preprocessor.type = f"{scope}.{kind}" if scope else kind
 
 
 def has_frozen_teacher(model: ConfigDict) -> bool:
@@ -224,7 +225,7 @@ def use_in_memory(cfg: Config) -> None:
     """
     for stage in ("train", "val", "test"):
         loader = cfg.get(f"{stage}_dataloader")
-        if not loader or loader.dataset.type == "InMemoryImages":
+        if not loader or type_name(loader.dataset) == "InMemoryImages":
             continue
         training = stage == "train"
         settings = _take_crop_and_flip(loader.dataset) if training else {"batch_labels": False}
@@ -245,7 +246,7 @@ def use_in_memory(cfg: Config) -> None:
     _set_preprocessor(cfg, "BatchDataPreprocessor")
     # Without it all processes draw the same crops.
     hooks = cfg.get("custom_hooks") or []
-    if not any(hook.get("type") == "EpochSeedHook" for hook in hooks if isinstance(hook, dict)):
+    if not any(type_name(hook) == "EpochSeedHook" for hook in hooks if isinstance(hook, dict)):
         cfg.custom_hooks = [*hooks, {"type": "EpochSeedHook"}]
 
 
@@ -256,7 +257,7 @@ def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:
     pipeline, settings = list(dataset.get("pipeline", [])), {}
     packing = pipeline.pop() if pipeline else {}
     expected = {"RandomCrop", "RandomFlip"}
-    while pipeline and (kind := str(pipeline[-1]["type"]).split(".")[-1]) in expected:
+    while pipeline and (kind := type_name(pipeline[-1])) in expected:
         expected.remove(kind)  # a second one stays, and InMemoryImages refuses it
         transform = pipeline.pop()
         given = {"direction": "horizontal", **transform}

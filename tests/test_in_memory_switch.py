@@ -12,10 +12,13 @@ import toy
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope, init_default_scope
+from mmpretrain.datasets import RandomCrop, RandomFlip
+from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.registry import MODELS
 
 from mskd_plugin.datasets import Digits, InMemoryImages
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks import EpochSeedHook
 from mskd_plugin.hooks.preflight import check_data_roots
 from mskd_plugin.launch import build_runner, load_config
 from mskd_plugin.networks import classifier
@@ -203,6 +206,22 @@ def test_what_the_switch_takes_out_of_a_pipeline():
         assert found.pop("dataset")["times"] == 2
         assert found == dict(type="InMemoryImages", **settings)
         assert cfg.custom_hooks == [dict(type="EMAHook"), dict(type="EpochSeedHook")]
+
+
+def test_types_may_be_classes():
+    named, cfg = read(CIFAR), read(CIFAR)
+    pipeline = cfg.train_dataloader.dataset.pipeline
+    for transform, kind in zip(pipeline, (RandomCrop, RandomFlip)):
+        assert transform.type == kind.__name__
+        transform.type = kind
+    cfg.data_preprocessor.type = ClsDataPreprocessor
+    cfg.custom_hooks = [dict(type=EpochSeedHook)]
+    for one in (named, cfg):
+        use_in_memory(one)
+    assert cfg.train_dataloader == named.train_dataloader
+    assert cfg.data_preprocessor.type == "mmpretrain.BatchDataPreprocessor"
+    assert named.data_preprocessor.type == "BatchDataPreprocessor"
+    assert cfg.custom_hooks == [dict(type=EpochSeedHook)]
 
 
 @pytest.mark.parametrize(
