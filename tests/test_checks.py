@@ -39,6 +39,14 @@ def started_by_nobody(monkeypatch):
             {"default_hooks.checkpoint.intervall": 2},
             r"`default_hooks\.checkpoint\.intervall` .* but got 2\. Did you mean 'interval'",
         ),
+        (
+            {"optim_wrapper.clip_grad": dict(max_nrm=1.0)},
+            r"`optim_wrapper\.clip_grad\.max_nrm` .* but got 1\.0\. Did you mean 'max_norm'",
+        ),
+        (
+            {"optim_wrapper.clip_grad": dict(type="value", max_norm=1.0)},
+            r"`optim_wrapper\.clip_grad\.max_norm` .* torch's clipping, but got 1\.0\.",
+        ),
         ({"load_from": 1}, "`load_from` to be the path of a checkpoint, but got 1"),
         ({"load_from": "/"}, "`load_from` to be a checkpoint, but got '/', which is a folder"),
         ({"load_from": "no.pth"}, "`load_from` to be a checkpoint, but got 'no.pth', which is not"),
@@ -52,7 +60,18 @@ def started_by_nobody(monkeypatch):
         ),
     ],
     ids=[
-        *["wrapper", "hook", "compile", "checkpoint", "number", "folder", "load_from", "seed"],
+        *[
+            "wrapper",
+            "hook",
+            "compile",
+            "checkpoint",
+            "clip",
+            "clip value",
+            "number",
+            "folder",
+            "load_from",
+            "seed",
+        ],
         *["torchrun", "slurm", "mpi", "class"],
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
 from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.runner import Runner
+from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from mskd_plugin.checkpoints.weights import check_source
 from mskd_plugin.errors import SettingError, check_count, check_output, nearest
@@ -39,6 +41,7 @@ COUNTS = {
 #: What each launcher tells the processes that it starts.
 RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
 MAX_SEED = 2**32 - 1
+CLIPPING: dict[str, Callable[..., Any]] = {"norm": clip_grad_norm_, "value": clip_grad_value_}
 
 
 def check_settings(cfg: Config) -> None:
@@ -115,6 +118,15 @@ def _check_optimizer(cfg: Config) -> None:
             "a registered optimizer",
             repr(kind),
             nearest(kind, OPTIMIZERS.module_dict),
+        )
+    clip = dict(wrapper.get("clip_grad") or {})
+    known = inspect.signature(CLIPPING.get(clip.pop("type", "norm"), clip_grad_norm_)).parameters
+    for key in clip.keys() - known.keys():  # which would be handed on in the first step
+        raise SettingError(
+            f"optim_wrapper.clip_grad.{key}",
+            "an argument of torch's clipping",
+            repr(clip[key]),
+            nearest(key, known),
         )
     if optimizer.get("fused") and not computes_fused(optimizer, scope):
         raise SettingError(
