@@ -14,12 +14,15 @@ from mmengine.model import is_model_wrapper
 from mmrazor.models.distillers import ConfigurableDistiller
 from mmrazor.models.task_modules import ModuleOutputsRecorder
 from mmrazor.models.task_modules.recorder.param_recorder import ParameterRecorder
+from packaging.version import Version
 from torch import Tensor, nn
 
 from mskd_plugin.errors import SettingError
 
 #: Where networks are in a distillation algorithm of MMRazor.
 NETWORKS = ("architecture", "teacher")
+#: Whether torch can trace recorders. Before, graphs stop at them, or leave them out (2.1).
+COMPILES_BACKBONES = Version(torch.__version__) >= Version("2.4.0.dev0")
 #: Whether torch can trace a backward pass as it runs, without autocast.
 COMPILES_LOSSES = hasattr(torch._functorch.config, "backward_pass_autocast")
 _COMPILE_OPTIONS = set(inspect.signature(torch.compile).parameters) - {"model", "disable"}
@@ -180,9 +183,16 @@ def compile_backbones(model: nn.Module, options: Mapping[str, Any]) -> CompiledM
         options: Arguments of ``torch.compile``.
 
     Raises:
-        SettingError: If there is no backbone, torch cannot compile here, or the distiller has
-            deliveries or recorders that replace functions while the networks run.
+        SettingError: If there is no backbone, torch cannot compile here, or cannot trace recorders,
+            as torch before 2.4, or the distiller has deliveries or recorders that replace functions
+            while the networks run.
     """
+    if not COMPILES_BACKBONES:
+        raise SettingError(
+            "compile",
+            "False before torch 2.4, which cannot trace recorders",
+            f"True with torch {torch.__version__}",
+        )
     modules = dict(model.named_modules())
     names = [
         f"{prefix}backbone"

@@ -15,7 +15,7 @@ from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.speed import COMPILES_LOSSES
+from mskd_plugin.speed import COMPILES_BACKBONES, COMPILES_LOSSES
 
 #: What ``--fast`` sets.
 FAST = Path(__file__).resolve().parents[1] / "configs" / "_base_" / "fast.py"
@@ -104,9 +104,9 @@ def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
         settings: Parts of a config to merge, as ``configs/_base_/fast.py`` states them. Mixed
             precision is chosen as by ``--amp``. ``fused`` is left out where torch has no fused
             kernels for the optimizer on this device, ``model`` where no frozen teacher is distilled
-            or its outputs are delivered to the student, ``compile_losses`` before torch 2.9, and
-            ``train_dataloader`` and ``data_preprocessor`` where those of the config do more than
-            the usual.
+            or its outputs are delivered to the student, ``compile`` before torch 2.4,
+            ``compile_losses`` before torch 2.9, and ``train_dataloader`` and ``data_preprocessor``
+            where those of the config do more than the usual.
 
     Raises:
         SettingError: See :func:`use_mixed_precision`.
@@ -121,8 +121,11 @@ def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
         del wrapper["optimizer"]["fused"]
     if not _distils_frozen_teacher(cfg.model):
         settings.pop("model", None)
+    networks = settings.get("default_hooks", {}).get("networks", {})
+    if not COMPILES_BACKBONES:
+        networks.pop("compile", None)
     if not COMPILES_LOSSES:
-        settings.get("default_hooks", {}).get("networks", {}).pop("compile_losses", None)
+        networks.pop("compile_losses", None)
     preprocessor = settings.pop("data_preprocessor", {}).get("type")
     if preprocessor and _labels_are_classes(cfg):
         _set_preprocessor(cfg, preprocessor)

@@ -7,6 +7,7 @@ import time
 from collections import defaultdict
 from types import SimpleNamespace
 
+import needs
 import pytest
 import torch
 import toy
@@ -71,6 +72,7 @@ def test_bad_options_are_named(name, value):
         benchmark_step.main([config, f"--{name}", str(value)])
 
 
+@needs.torch_2_9
 def test_the_fast_loop_counts_the_same_operations(rows, tmp_path):
     file = tmp_path / "rows.json"
     config = str(DEMO / "kd_resnet20_resnet8_digits.py")
@@ -162,6 +164,7 @@ def test_watched_methods_come_back_those_of_an_instance_too():
     assert compiled.forward is forward and "forward" not in vars(plain)
 
 
+@needs.torch_2_4
 def test_a_config_and_its_fast_form_have_logs_of_their_own(tmp_path, monkeypatch):
     # mmengine tells runs apart by name and second; these begin in the same one.
     clock = SimpleNamespace(time=lambda: 1e9, strftime=time.strftime, localtime=time.localtime)

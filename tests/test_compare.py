@@ -365,7 +365,8 @@ import toy
 tool = toy.tool("compare")
 tool.ROOT = pathlib.Path({folder!r})
 tool.check = lambda args: dict(config=args.config)
-tool.signal.signal(tool.signal.SIGTERM, tool.signal.default_int_handler)
+for stop in (tool.signal.SIGINT, tool.signal.SIGTERM):  # ignored by what a shell runs behind it
+    tool.signal.signal(stop, tool.signal.default_int_handler)
 tool.main(["pair.py", "--work-dir", {folder!r} + "/runs", "--jobs", "2", "--teacher", {teacher!r}])
 """
 ENDLESS = """

@@ -6,6 +6,7 @@ import copy
 import logging
 from types import SimpleNamespace
 
+import needs
 import pytest
 import torch
 import toy
@@ -64,6 +65,7 @@ def graphs():
     torch._dynamo.reset()
 
 
+@needs.torch_2_4
 def test_backbones_become_one_graph_each_and_the_numbers_stay(graphs):
     model, other = toy.build().train(), toy.build().train()
     names = list(model.state_dict())
@@ -90,6 +92,7 @@ def test_backbones_become_one_graph_each_and_the_numbers_stay(graphs):
     copy.deepcopy(model)
 
 
+@needs.torch_2_4
 def test_one_graph_does_not_serve_networks_with_other_recorders(graphs):
     plain = toy.distiller()
     for side in ("student_recorders", "teacher_recorders"):
@@ -113,6 +116,7 @@ def test_one_graph_does_not_serve_networks_with_other_recorders(graphs):
     )  # torch's default finds nothing recorded here
 
 
+@needs.torch_2_4
 def test_compiled_with_a_teacher_in_inference_mode(graphs):
     model, other = toy.build(teacher_inference_mode=True).train(), toy.build().train()
     compiled = compile_backbones(model, dict(backend="aot_eager", fullgraph=True, dynamic=False))
@@ -126,6 +130,7 @@ def test_compiled_with_a_teacher_in_inference_mode(graphs):
         )
 
 
+@needs.torch_2_4
 @pytest.mark.parametrize("name", ["resnet8", "wrn_16_2", "vgg8"])
 def test_own_networks_have_no_graph_break(name, graphs):
     model = MODELS.build(
@@ -141,6 +146,7 @@ def test_own_networks_have_no_graph_break(name, graphs):
     assert len(graphs.shapes) == 1
 
 
+@needs.torch_2_9  # mmengine's decorator around attention stops older graphs
 def test_drop_path_of_a_transformer_has_no_graph_break(graphs):
     arch = dict(embed_dims=8, num_layers=2, num_heads=2, feedforward_channels=8)
     model = nn.Module()
@@ -159,7 +165,7 @@ def test_drop_path_of_a_transformer_has_no_graph_break(graphs):
 BREAKING = {"crd", "mlkd"}
 
 
-@toy.needs_torch_2_9
+@needs.torch_2_9
 @pytest.mark.parametrize("method, phase", toy.PHASES)
 def test_losses_of_every_method_are_one_graph_and_the_numbers_stay(method, phase, graphs):
     models = [toy.digits_pair(method, phase) for _ in range(2)]
@@ -181,7 +187,7 @@ def test_losses_of_every_method_are_one_graph_and_the_numbers_stay(method, phase
     assert "compute_distill_losses" not in vars(models[1].distiller)
 
 
-@toy.needs_torch_2_9
+@needs.torch_2_9
 def test_compiled_losses_keep_float32_under_autocast(graphs):
     # torch by default traces the backward pass under autocast, whatever the forward says.
     models = [toy.digits_pair("mskd") for _ in range(2)]
@@ -202,7 +208,7 @@ def test_compiled_losses_keep_float32_under_autocast(graphs):
             assert (found - expected).norm() < 1e-4 * expected.norm()
 
 
-@toy.needs_torch_2_9
+@needs.torch_2_9
 def test_a_loss_that_warms_up_is_compiled_once(graphs):
     models = [toy.digits_pair("mskd") for _ in range(2)]
     hooks = [LossWarmupHook({"loss_mskd_stage3": 20}) for _ in models]
@@ -228,9 +234,12 @@ def test_the_first_calls_run_as_they_are(graphs):
     assert runs == [0, 0, 1, 2, 2]
 
 
-def test_losses_before_torch_2_9_are_refused(monkeypatch):
+def test_what_this_torch_cannot_compile_is_refused(monkeypatch):
+    monkeypatch.setattr(speed, "COMPILES_BACKBONES", False)
     monkeypatch.setattr(speed, "COMPILES_LOSSES", False)
-    with pytest.raises(SettingError, match="compile_losses.*False before torch 2.9"):
+    with pytest.raises(SettingError, match="`compile` to be False before torch 2.4"):
+        compile_backbones(toy.build(), {})
+    with pytest.raises(SettingError, match="`compile_losses` to be False before torch 2.9"):
         compile_losses(toy.build(), {})
 
 
@@ -259,6 +268,7 @@ def test_compile_settings():
         FastNetworksHook(channels_last=1)
 
 
+@needs.torch_2_4
 def test_what_cannot_be_compiled(monkeypatch):
     with pytest.raises(SettingError, match="compile.*without a `backbone`.*Linear"):
         compile_backbones(nn.Linear(1, 1), {})
@@ -284,6 +294,7 @@ def test_what_cannot_be_compiled(monkeypatch):
 # --- in a runner ---------------------------------------------------------------------------------
 
 
+@needs.torch_2_4
 def test_networks_in_a_distributed_wrapper_are_compiled():
     model = toy.build()
     optimizer = OptimWrapper(torch.optim.SGD(model.parameters(), 0.1))
@@ -303,6 +314,7 @@ def test_networks_in_a_distributed_wrapper_are_compiled():
     assert "forward" not in vars(model.student.backbone)
 
 
+@needs.torch_2_4
 def test_a_run_compiles_its_training_alone(tmp_path, graphs):
     expected, _ = toy.trained(tmp_path / "plain")
     found, runner = toy.trained(
@@ -317,6 +329,7 @@ def test_a_run_compiles_its_training_alone(tmp_path, graphs):
     assert "forward" not in vars(runner.model.student.backbone)
 
 
+@needs.torch_2_4
 def test_an_iteration_based_run_validates_without(tmp_path, graphs):
     cfg = toy.runner_config(tmp_path)
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=4, val_interval=2)
@@ -329,6 +342,7 @@ def test_an_iteration_based_run_validates_without(tmp_path, graphs):
     assert graphs.runs == 8 and set(graphs.shapes) == {(8, 3, 32, 32)}
 
 
+@needs.torch_2_4
 def test_student_and_teacher_alone_have_the_switches(tmp_path, graphs):
     model = dict(toy.classifier("student"), data_preprocessor=toy.PREPROCESSOR)
     model["data_preprocessor"] = dict(model["data_preprocessor"], num_classes=10)

@@ -238,7 +238,7 @@ def logged(folder, kind):
         [item for item in json.loads(line).items() if item[0] not in timing]
         for line in file.read_text().splitlines()
     ]
-    saved = torch.load(folder / "iter_5.pth", weights_only=True)["message_hub"]["log_scalars"]
+    saved = torch.load(folder / "iter_5.pth")["message_hub"]["log_scalars"]
     saved = {k: v.data[0].tolist() for k, v in saved.items() if "time" not in k}
     text = next(folder.rglob("*.log")).read_text()
     lines = [re.sub(r"eta: \S+|\w*time: \S+", "", x) for x in re.findall(r"Epoch\(train.*", text)]

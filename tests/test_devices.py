@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import needs
 import pytest
 import torch
 import toy
@@ -18,9 +19,12 @@ from mskd_plugin.functional.constants import kept
 from mskd_plugin.launch import use_method
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 
-pytestmark = pytest.mark.skipif(
-    torch.version.cuda is None, reason="torch for CPUs alone does not know CUDA's devices"
-)
+pytestmark = [
+    pytest.mark.skipif(
+        torch.version.cuda is None, reason="torch for CPUs alone does not know CUDA's devices"
+    ),
+    needs.torch_2_9,  # older torch looks for a GPU to move tensors without numbers to
+]
 #: Methods that read numbers of the device on the host, which tensors without numbers cannot give.
 READING = {"crd"}
 

@@ -7,6 +7,7 @@ import multiprocessing
 from concurrent.futures import ProcessPoolExecutor
 from datetime import timedelta
 
+import needs
 import pytest
 import torch
 import torch.distributed as dist
@@ -159,6 +160,7 @@ def test_negatives_of_all_processes_equal_one_process_with_the_whole_batch(both,
     assert gradient.abs().max() > 1e-3
 
 
+@needs.torch_2_9
 @pytest.mark.parametrize("settings", [COMBINATIONS[0], WITH_CATEGORIES], ids=str)
 def test_a_compiled_loss_gathers_too(both, settings):
     settings = {**settings, "negatives": "all"}

@@ -60,7 +60,7 @@ def test_two_processes_train_to_the_weights_of_one(two_processes):
         work_dir = two_processes / name
         assert {path.name for path in work_dir.glob("*.pth")} == {"epoch_2.pth"}
         assert len([path for path in work_dir.iterdir() if path.is_dir()]) == 1  # one log
-        weights[name] = torch.load(work_dir / "epoch_2.pth", weights_only=True)["state_dict"]
+        weights[name] = torch.load(work_dir / "epoch_2.pth")["state_dict"]
     assert weights["one"].keys() == weights["two"].keys()
     for key, value in weights["one"].items():
         assert_close(weights["two"][key], value, torch.float32)

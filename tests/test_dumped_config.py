@@ -41,7 +41,7 @@ def teacher(tmp_path_factory):
 
 def last_checkpoint(work_dir: Path) -> dict:
     path = Path((work_dir / "last_checkpoint").read_text())
-    return torch.load(path, weights_only=True)
+    return torch.load(path)
 
 
 @pytest.mark.parametrize("name", RUNS)

@@ -8,6 +8,7 @@ import functools
 import operator
 import os
 
+import needs
 import pytest
 import torch
 import toy
@@ -37,6 +38,7 @@ PAIR = CONFIGS / "_base_" / "pairs" / "resnet20_resnet8_digits.py"
 # --- in a runner ---------------------------------------------------------------------------------
 
 
+@needs.torch_2_4
 def test_a_run_resumes_without_the_switches_that_wrote_its_checkpoint(tmp_path):
     constant = dict(param_scheduler=None)
     fast = {
@@ -90,6 +92,7 @@ def load(config, *options, fast=True, **settings):
     return launch.load_config(argparse.Namespace(**{**vars(args), "fast": fast, **settings}))
 
 
+@needs.torch_2_4
 def test_fast_sets_every_switch_for_every_kind_of_config():
     for config, options, distils in [
         (CONFIGS / "mskd_r34_r18_imagenet.py", [], True),
@@ -196,6 +199,7 @@ def test_a_frozen_teacher_is_found_by_name_and_by_class():
         assert not switches.has_frozen_teacher(ConfigDict(type=kind))
 
 
+@needs.torch_2_9
 def test_fast_over_switches_of_ones_own(tmp_path):
     base, own = CONFIGS / "kd_r34_r18_imagenet.py", tmp_path / "own.py"
     expected = load(base).default_hooks.networks
@@ -204,10 +208,17 @@ def test_fast_over_switches_of_ones_own(tmp_path):
         assert load(own).default_hooks.networks == expected
 
 
-def test_fast_before_torch_2_9_leaves_the_losses_as_they_are(monkeypatch):
-    monkeypatch.setattr(switches, "COMPILES_LOSSES", False)
-    networks = load(CONFIGS / "kd_r34_r18_imagenet.py").default_hooks.networks
-    assert networks.compile and "compile_losses" not in networks
+@pytest.mark.parametrize(
+    "lacking, left",
+    [
+        (["COMPILES_LOSSES"], {"type", "channels_last", "compile"}),
+        (["COMPILES_LOSSES", "COMPILES_BACKBONES"], {"type", "channels_last"}),
+    ],
+)
+def test_fast_compiles_what_this_torch_can(monkeypatch, lacking, left):
+    for name in ("COMPILES_LOSSES", "COMPILES_BACKBONES"):
+        monkeypatch.setattr(switches, name, name not in lacking)
+    assert load(CONFIGS / "kd_r34_r18_imagenet.py").default_hooks.networks.keys() == left
 
 
 def test_fused_by_hand_is_refused_where_it_cannot_be(monkeypatch, tmp_path):
@@ -217,6 +228,7 @@ def test_fused_by_hand_is_refused_where_it_cannot_be(monkeypatch, tmp_path):
         build_runner(cfg)
 
 
+@needs.torch_2_9
 def test_train_py_takes_all_switches_and_keeps_an_exact_log(tmp_path):
     teacher = tmp_path / "teacher.pth"
     torch.manual_seed(0)
@@ -236,7 +248,7 @@ def test_train_py_takes_all_switches_and_keeps_an_exact_log(tmp_path):
     )
     dumped = Config.fromfile(next((tmp_path / "run").rglob("resnet20_resnet8_digits.py")))
     assert dumped.model.teacher_inference_mode and "fast" not in dumped
-    saved = torch.load(tmp_path / "run" / "epoch_1.pth", weights_only=True)
+    saved = torch.load(tmp_path / "run" / "epoch_1.pth")
     assert len(saved["message_hub"]["log_scalars"]["train/loss"].data[0]) == 3
     assert not [key for key in saved["state_dict"] if "_orig_mod" in key or "teacher." in key]
 
@@ -254,6 +266,11 @@ EFFECTS = {
     "compile_losses": (1e-2, 1e-2),
     "teacher_inference_mode": (0, 0),
     "fused": (1e-2, 1e-2),
+}
+NEEDS = {
+    "compile": needs.torch_2_4,
+    "compile_losses": needs.torch_2_9,
+    "fused": needs.torch_2_4,
 }
 
 
@@ -280,8 +297,8 @@ def after_training(switch=None):
     if switch == "compile_losses":
         compile_losses(model, options).enabled = True
     trained = [p for p in model.parameters() if p.requires_grad]
-    fused = switch == "fused" or None
-    optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9, weight_decay=5e-4, fused=fused)
+    fused = dict(fused=True) if switch == "fused" else {}
+    optimizer = torch.optim.SGD(trained, lr=0.05, momentum=0.9, weight_decay=5e-4, **fused)
     wrapper = (BFloat16OptimWrapper if switch == "bf16" else OptimWrapper)(optimizer)
     losses = [model.train_step(copy.deepcopy(batch), wrapper)["loss"] for batch in digits()]
     weights = [p.detach().flatten() for p in model.architecture.parameters()]
@@ -290,10 +307,7 @@ def after_training(switch=None):
 
 @pytest.mark.parametrize(
     "switch",
-    [
-        pytest.param(name, marks=toy.needs_torch_2_9) if name == "compile_losses" else name
-        for name in EFFECTS
-    ],
+    [pytest.param(name, marks=NEEDS[name]) if name in NEEDS else name for name in EFFECTS],
 )
 def test_effect_of_each_switch(switch):
     (losses, weights), (found, moved) = after_training(), after_training(switch)

@@ -125,11 +125,12 @@ def test_preflight_computes_as_the_training(tmp_path, wrapper):
 
     runner.model.data_preprocessor.forward = noted
     runner.model.student.head.register_forward_hook(
-        lambda *_: autocast.append(torch.is_autocast_enabled("cpu"))
+        lambda *_: autocast.append((torch.ones(1, 1) @ torch.ones(1, 1)).dtype)
     )
     PreflightHook().before_train(runner)
     assert training == [False, True]  # validation, then the losses
-    assert autocast == [False, wrapper == "BFloat16OptimWrapper"]
+    last = torch.bfloat16 if wrapper == "BFloat16OptimWrapper" else torch.float32
+    assert autocast == [torch.float32, last]
 
 
 def test_preflight_compares_the_starts_of_the_processes(tmp_path, monkeypatch):

@@ -24,15 +24,11 @@ from mmrazor.registry import MODELS
 from mskd_plugin.errors import SettingError
 from mskd_plugin.launch import build_runner, use_method
 from mskd_plugin.recipes import METHODS
-from mskd_plugin.speed import COMPILES_LOSSES
 
 ROOT = Path(__file__).resolve().parent.parent
 _counter = itertools.count()
 WIDTHS = {"student": (4, 4, 6, 8), "teacher": (4, 4, 8, 12)}
 CLASSES = 10
-needs_torch_2_9 = pytest.mark.skipif(
-    not COMPILES_LOSSES, reason="torch before 2.9 traces backward passes under autocast"
-)
 #: Every method with its phases; those with one phase count as in their second.
 PHASES = [*((method, 2) for method in METHODS), ("ab", 1), ("fsp", 1), ("ft", 1)]
 PREPROCESSOR = dict(type="mmpretrain.ClsDataPreprocessor", mean=[80.0] * 3, std=[80.0] * 3)

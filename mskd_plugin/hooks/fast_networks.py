@@ -28,10 +28,10 @@ class FastNetworksHook(Hook):
             (:func:`mskd_plugin.speed.to_channels_last`), in training and evaluation.
         compile: Whether to compile the backbones
             (:func:`mskd_plugin.speed.compile_backbones`), or a dict of arguments of
-            ``torch.compile``. The first step of each batch size takes longer. Checks before
-            training, the teacher's evaluation and validation run as without.
+            ``torch.compile``, from torch 2.4 on. The first step of each batch size takes longer.
+            Checks before training, the teacher's evaluation and validation run as without.
         compile_losses: The same for connectors and distillation losses, where there are any
-            (:func:`mskd_plugin.speed.compile_losses`).
+            (:func:`mskd_plugin.speed.compile_losses`), from torch 2.9 on.
 
     Raises:
         SettingError: When built, if a setting is malformed; before training, if the model cannot
