@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 import toy
@@ -47,6 +49,8 @@ def started_by_nobody(monkeypatch):
             {"optim_wrapper.clip_grad": dict(type="value", max_norm=1.0)},
             r"`optim_wrapper\.clip_grad\.max_norm` .* torch's clipping, but got 1\.0\.",
         ),
+        ({"optim_wrapper.optimizer.lr": math.nan}, r"`optim_wrapper\.optimizer\.lr` .* got nan"),
+        ({"optim_wrapper.optimizer.lr": math.inf}, r"`optim_wrapper\.optimizer\.lr` .* got inf"),
         ({"load_from": 1}, "`load_from` to be the path of a checkpoint, but got 1"),
         ({"load_from": "/"}, "`load_from` to be a checkpoint, but got '/', which is a folder"),
         ({"load_from": "no.pth"}, "`load_from` to be a checkpoint, but got 'no.pth', which is not"),
@@ -67,6 +71,8 @@ def started_by_nobody(monkeypatch):
             "checkpoint",
             "clip",
             "clip value",
+            "nan",
+            "inf",
             "number",
             "folder",
             "load_from",

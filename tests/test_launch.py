@@ -77,7 +77,7 @@ def test_the_teachers_weights(tmp_path, monkeypatch):
     cfg = load()
     with pytest.raises(SettingError, match=r"`--teacher` to be a file, a URL or .*'none\.pth'"):
         launch.set_teacher(cfg, "none.pth")
-    with pytest.raises(SettingError, match="`--teacher`.*which is not there"):
+    with pytest.raises(SettingError, match="`--teacher`.*which is a folder"):
         launch.set_teacher(cfg, str(tmp_path))  # a folder
     assert cfg.model.teacher_ckpt is None
     for source in ("torchvision://resnet34", "https://example.org/teacher.pth"):

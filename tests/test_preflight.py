@@ -47,6 +47,15 @@ def test_preflight_compares_normalisations(tmp_path, name, mean, std):
     toy.fails(toy.runner_config(tmp_path, model), rf"data_preprocessor.*own {name} \[{value},")
 
 
+@pytest.mark.parametrize("pipeline", [[], [dict(type="RandomFlip", prob=0.5)]], ids=len)
+@pytest.mark.parametrize("model", [None, toy.classifier("student")], ids=["pair", "student"])
+def test_preflight_wants_packed_images(tmp_path, model, pipeline):
+    toy.fails(
+        toy.runner_config(tmp_path, model, **{"train_dataloader.dataset.pipeline": pipeline}),
+        r"`train_dataloader\.dataset\.pipeline` .* end with PackInputs, but got \[.*'img'.*\] from",
+    )
+
+
 def broken(path, value, **loss):
     """Return the toy distiller with one entry replaced."""
     cfg = toy.distiller(**loss)

@@ -230,6 +230,7 @@ def test_files_that_are_no_checkpoints(content: object, message: str, tmp_path: 
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        ("/", "Expected `checkpoint` to be a file, .* but got '/', which is a folder"),
         ("nowhere/teacher.pth", "Expected `checkpoint` to be a file, .* which is not there"),
         ("s3://bucket/teacher.pth", "a path, an http"),
         (

@@ -342,8 +342,9 @@ def check_source(source: str, setting: str) -> tuple[str, str]:
     elif not scheme:
         path = Path(source).expanduser()
         if not path.is_file():
+            what = "a folder" if path.is_dir() else "not there"
             raise SettingError(
-                setting, "a file, a URL or torchvision://NAME", f"{source!r}, which is not there"
+                setting, "a file, a URL or torchvision://NAME", f"{source!r}, which is {what}"
             )
         url = str(path)
     return scheme, url

@@ -14,6 +14,7 @@ from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
+from mmpretrain.models import ClsDataPreprocessor
 from mmrazor.engine.hooks import StopDistillHook
 from mmrazor.models.distillers import ConfigurableDistiller
 from torch import nn
@@ -24,7 +25,7 @@ from mskd_plugin.datasets import BatchSample
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
-from mskd_plugin.hooks.trial import check_metrics, two_images
+from mskd_plugin.hooks.trial import check_metrics, two_images, two_items
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.schedule import schedulers_of
 from mskd_plugin.switches import schedule_with_own_rate
@@ -92,7 +93,7 @@ class PreflightHook(Hook):
         check_recomputed(runner, model)
         check_batch_size(runner)
         check_data(runner.train_dataloader.dataset, model)
-        check_labels(runner.train_dataloader, model)
+        check_images(runner.train_dataloader, model)
         check_warmup_hook(runner, model)
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
@@ -230,9 +231,22 @@ def check_data(dataset: BaseDataset, model: BaseModel) -> None:
             )
 
 
-def check_labels(loader: DataLoader, model: BaseModel) -> None:
-    """Check that labels which become scores of each image come with a data sample for each."""
-    if not getattr(model.data_preprocessor, "to_onehot", False):  # batch augments set it, too
+def check_images(loader: DataLoader, model: BaseModel) -> None:
+    """Check that the training pipeline packs images as the data preprocessor takes them, and that
+    labels which become scores of each image come with a data sample for each.
+    """
+    if not isinstance(model.data_preprocessor, ClsDataPreprocessor):
+        return
+    with unchanged_random_state():
+        items = two_items(loader.dataset)
+    first = items if isinstance(items, dict) else items[0]
+    if not isinstance(first, dict) or "inputs" not in first:
+        raise SettingError(
+            "train_dataloader.dataset.pipeline",
+            "transforms that end with PackInputs",
+            f"{sorted(first) if isinstance(first, dict) else type(first).__name__} from them",
+        )
+    if not model.data_preprocessor.to_onehot:  # batch augments set it, too
         return
     with unchanged_random_state():
         samples = two_images(loader)["data_samples"]

@@ -17,6 +17,14 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.schedule import schedulers_of
 
 
+def two_items(dataset: Any) -> Any:
+    """Read two images of a data set as torch's loader would, not collated."""
+    indices = [i % len(dataset) for i in range(2)]
+    # What torch's loader prefers where a data set has it.
+    read = getattr(dataset, "__getitems__", None)
+    return read(indices) if read else [dataset[i] for i in indices]
+
+
 def two_images(loader: DataLoader, setting: str = "train_dataloader") -> dict[str, Any]:
     """Read two images as the data loader would.
 
@@ -27,11 +35,7 @@ def two_images(loader: DataLoader, setting: str = "train_dataloader") -> dict[st
     Raises:
         SettingError: If the loader cannot join them.
     """
-    dataset: Any = loader.dataset
-    indices = [i % len(dataset) for i in range(2)]
-    # What torch's loader prefers where a data set has it.
-    read = getattr(dataset, "__getitems__", None)
-    items = read(indices) if read else [dataset[i] for i in indices]
+    items = two_items(loader.dataset)
     try:
         return loader.collate_fn(items)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:

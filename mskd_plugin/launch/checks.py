@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -119,6 +120,9 @@ def _check_optimizer(cfg: Config) -> None:
             repr(kind),
             nearest(kind, OPTIMIZERS.module_dict),
         )
+    rate = optimizer.get("lr")
+    if isinstance(rate, float) and not math.isfinite(rate):  # which torch takes
+        raise SettingError("optim_wrapper.optimizer.lr", "a finite number", rate)
     clip = dict(wrapper.get("clip_grad") or {})
     known = inspect.signature(CLIPPING.get(clip.pop("type", "norm"), clip_grad_norm_)).parameters
     for key in clip.keys() - known.keys():  # which would be handed on in the first step
