@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from types import SimpleNamespace
 
+import needs
 import pytest
 import torch
 import toy
@@ -111,6 +112,7 @@ class Several(nn.Module):
         return OptimWrapperDict(**wrappers)
 
 
+@needs.torch_2_4
 def test_each_of_several_optimizers_keeps_its_kernels_and_follows_the_layout():
     model = Several()
     wrappers, hook = model.optimizers(), FastNetworksHook(channels_last=True)
