@@ -405,12 +405,12 @@ def keep_hooks_of_batch_norms() -> None:
 
     @functools.wraps(convert)
     def convert_with_hooks(module: Any, implementation: str = "torch") -> Any:
-        replaced = dict(module.named_modules())
+        # A BatchNorm that has two places in the model becomes two modules.
+        replaced = dict(module.named_modules(remove_duplicate=False))
         converted = convert(module, implementation)
         for name, new in converted.named_modules():
-            if new is not replaced.get(name, new):
-                for kind in kinds:
-                    getattr(new, kind).update(getattr(replaced[name], kind))
+            for kind in kinds:
+                getattr(new, kind).update(getattr(replaced[name], kind))
         return converted
 
     runner.convert_sync_batchnorm = convert_with_hooks

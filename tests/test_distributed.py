@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import mskd_plugin  # noqa: F401  (registers the connector and the loss, in the spawned processes too)
-from mskd_plugin.functional import gather_batch
+from mskd_plugin.functional import distributed, gather_batch
 
 PROCESSES, CHANNELS, WIDTH, CLASSES = 2, 4, 6, 3
 COMBINATIONS = [
@@ -114,6 +114,12 @@ def test_gathering_leaves_the_gradient_of_other_branches_alone(both):
 def test_without_a_process_group_gathering_gives_its_input():
     local = random(2, 3, seed=0)
     assert gather_batch(local) is local
+
+
+def test_torch_without_processes_is_one_process(monkeypatch):
+    monkeypatch.setattr(dist, "is_available", lambda: False)
+    monkeypatch.delattr(dist, "is_initialized")  # as where torch is built without them
+    assert (distributed.world_size(), distributed.rank()) == (1, 0)
 
 
 # --- the loss ----------------------------------------------------------------------------------

@@ -386,6 +386,16 @@ def test_installed_mmcls_is_left_alone(tmp_path):
     run_python(code + "assert 'mmpretrain' not in sys.modules\n", tmp_path)
 
 
+def test_numpy_that_takes_unequal_lists_leaves_crd_dataset_alone(monkeypatch):
+    from mmrazor.datasets.crd_dataset_wrapper import CRDDataset
+
+    before = CRDDataset._parse_fullset_contrast_info
+    monkeypatch.setattr(CRDDataset, "_parse_fullset_contrast_info", before)  # put back after all
+    monkeypatch.setattr(np, "__version__", "1.23.5")
+    host.keep_unequal_classes()
+    assert CRDDataset._parse_fullset_contrast_info is before
+
+
 def test_crd_dataset_takes_unequal_classes():
     from mmrazor.datasets.crd_dataset_wrapper import CRDDataset
 

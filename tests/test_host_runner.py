@@ -9,6 +9,7 @@ import subprocess
 import sys
 import types
 import uuid
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 
@@ -121,6 +122,20 @@ def test_a_checkpoint_is_refused_without_the_mend(checkpoint, tmp_path, without_
     host.allow_checkpoint_classes()
     assert serialization.get_unsafe_globals_in_checkpoint(checkpoint) == []
     torch.load(checkpoint, weights_only=True)
+
+
+@pytest.mark.parametrize("version", ["2.5.1", "2.6.0.dev20241015+cpu", "2.6.0"])
+def test_classes_are_allowed_where_torch_checks_them(monkeypatch, version):
+    allowed = []
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(serialization, "add_safe_globals", allowed.extend, raising=False)
+    host.allow_checkpoint_classes()
+    assert (HistoryBuffer in allowed) == (version != "2.5.1")
+
+
+def test_attributes_of_other_objects_are_told():
+    with pytest.raises(pickle.UnpicklingError, match=r"of OneCycleLR, but got 'mean' of \[1\]"):
+        host._checkpoint_function([1], "mean")
 
 
 def test_resuming_restores_weights_histories_and_scores(checkpoint, straight, tmp_path):
@@ -287,13 +302,14 @@ def test_two_processes_train_as_one(tmp_path, wrapper):
         assert trained == pytest.approx(weight, rel=1e-5)
 
 
-def test_a_machine_with_an_accelerator_is_left_alone(monkeypatch):
+@pytest.mark.parametrize("accelerator", ["cuda", "npu"])
+def test_a_machine_with_an_accelerator_is_left_alone(monkeypatch, accelerator):
     from mmengine import device
     from mmengine.dist import utils
     from mmengine.model import MMDistributedDataParallel
 
     calls = []
-    monkeypatch.setattr(device, "get_device", lambda: "cuda")
+    monkeypatch.setattr(device, "get_device", lambda: accelerator)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("LOCAL_RANK", "3")
     monkeypatch.setattr(torch.cuda, "set_device", lambda index: calls.append(index))
@@ -309,6 +325,37 @@ def test_a_machine_with_an_accelerator_is_left_alone(monkeypatch):
     except AttributeError:  # the replaced __init__ makes no module
         pass
     assert seen.device_ids == [3]
+
+
+def test_a_machine_without_an_accelerator_gets_gloo_and_no_devices(monkeypatch):
+    from mmengine import device
+    from mmengine.dist import utils
+    from mmengine.model import MMDistributedDataParallel
+
+    calls, deepspeed = [], types.SimpleNamespace()
+    deepspeed.init_distributed = lambda **kwargs: calls.append(kwargs)
+    monkeypatch.setattr(device, "get_device", lambda: "cpu")
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: calls.append(index))
+    monkeypatch.setattr(
+        torch.distributed, "init_process_group", lambda *a, **k: calls.append((a, k))
+    )
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setitem(sys.modules, "deepspeed", deepspeed)
+    utils._init_dist_pytorch("nccl", timeout=5)
+    utils._init_dist_pytorch("mpi")
+    assert calls == [(("gloo",), {"timeout": 5}), (("mpi",), {})]
+    calls.clear()
+    utils._init_dist_pytorch("gloo", init_backend="deepspeed", timeout=5)  # left to mmengine
+    assert calls == [3, {"dist_backend": "gloo", "timeout": 5}]
+
+    seen = {}
+    ddp = torch.nn.parallel.DistributedDataParallel
+    monkeypatch.setattr(ddp, "__init__", lambda self, **kwargs: seen.update(kwargs))
+    with suppress(AttributeError):  # the replaced __init__ makes no module
+        MMDistributedDataParallel(Line(), device_ids=[0], output_device=0)
+    assert type(seen.pop("module")) is Line
+    assert seen == {"device_ids": None, "output_device": None}
 
 
 SCHEDULERS = {
@@ -382,3 +429,22 @@ def test_recorders_on_a_batch_norm_record_with_sync_bn():
         output = converted(torch.randn(2, 3, 5, 5))
     assert torch.equal(recorder.get_record_data(), output) and len(seen) == 1
     assert not converted[0]._forward_pre_hooks
+
+
+def test_every_place_of_a_batch_norm_keeps_its_hooks():
+    convert = import_module("mmengine.runner.runner").convert_sync_batchnorm
+    seen, images = [], torch.randn(2, 4, 1, 1)
+
+    def norm():
+        module = torch.nn.BatchNorm2d(4).eval()
+        module.register_forward_hook(lambda module, *_: seen.append(type(module)))
+        return module
+
+    twice, alone = norm(), norm()
+    nested = torch.nn.Sequential(torch.nn.Sequential(twice), torch.nn.Sequential(twice))
+    for network, places in ((nested, 2), (alone, 1)):
+        seen.clear()
+        convert(network).eval()(images)
+        assert seen == [torch.nn.SyncBatchNorm] * places
+    with pytest.raises(ValueError, match="sync_bn should be .* but got other"):
+        convert(norm(), "other")

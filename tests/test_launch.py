@@ -160,6 +160,12 @@ def test_a_used_work_dir(tmp_path, monkeypatch):
     cfg.load_from = str(tmp_path / "another run" / "epoch_9.pth")
     with pytest.raises(SettingError, match="`--work-dir` .* --resume to continue from its own"):
         launch.check_work_dir(cfg)
+    (tmp_path / "last_checkpoint").write_text("/where/the/folder/was/epoch_9.pth")
+    monkeypatch.setenv("HOME", str(tmp_path.parent))
+    cfg.work_dir = tmp_path.name
+    for path in (tmp_path, f"~/{tmp_path.name}"):
+        cfg.load_from = f"{path}/epoch_9.pth"
+        launch.check_work_dir(cfg)
 
 
 # --- the runner

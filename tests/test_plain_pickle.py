@@ -8,6 +8,7 @@ import io
 import os
 import pickle
 import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,41 @@ def test_all_kinds_of_tensors_and_plain_values(save):
     assert two.item() == 1
 
 
+@pytest.mark.usefixtures("old_torch")
+def test_tensors_of_the_oldest_files(save):
+    old = Call(torch._utils._rebuild_tensor, torch.arange(4.0)._typed_storage(), 1, (3,), (1,))
+    assert load_plain(save(old)).tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("version", ["2.5.1", torch.__version__], ids=["old", "own"])
+def test_tensors_of_another_device_are_read_onto_the_cpu(tmp_path, monkeypatch, version):
+    path = tmp_path / "content.pth"
+    torch.save(torch.arange(3.0), path, _use_new_zipfile_serialization=False)
+    on_cpu, on_gpu = (b"X" + bytes([len(name), 0, 0, 0]) + name for name in (b"cpu", b"cuda:9"))
+    assert path.read_bytes().count(on_cpu) == 1
+    path.write_bytes(path.read_bytes().replace(on_cpu, on_gpu))
+    monkeypatch.setattr(torch, "__version__", version)
+    read = load_plain(path)
+    assert read.tolist() == [0, 1, 2] and read.device.type == "cpu"
+
+
+@pytest.mark.usefixtures("old_torch")
+def test_bytes_are_placeholders(save):
+    for content in (b"\xff", bytearray(b"\xff"), bytearray()):
+        assert type(load_plain(save(content))) is Placeholder
+
+
+@pytest.mark.parametrize("core", ["core", "_core"])
+@pytest.mark.parametrize("name", ["_reconstruct", "scalar"])
+def test_numbers_of_both_numpys_are_placeholders(core, name):
+    stream = f"cnumpy.{core}.multiarray\n{name}\n.".encode()
+    assert plain_pickle.load(io.BytesIO(stream)) is Placeholder
+
+
+def test_text_is_read_in_the_encoding_that_torch_names():
+    assert plain_pickle.load(io.BytesIO(b"U\x02\xc3\xa9."), encoding="utf-8") == "é"
+
+
 class Call:
     """Pickles as a call."""
 
@@ -147,6 +183,14 @@ def test_of_torch_itself_dtypes_alone_are_found(name):
     with pytest.raises(pickle.UnpicklingError, match=f"GLOBAL torch.{name} "):
         plain_pickle.load(io.BytesIO(b"\x80\x02ctorch\n" + name.encode() + b"\n."))
     assert plain_pickle.load(io.BytesIO(b"\x80\x02ctorch\nint8\n.")) is torch.int8
+    with pytest.raises(pickle.UnpicklingError, match=r"GLOBAL numpy\.int8 "):
+        plain_pickle.load(io.BytesIO(b"\x80\x02cnumpy\nint8\n."))
+
+
+def test_methods_are_told_with_their_owner():
+    stream = pickle.dumps(Call(getattr, torch.Size, "count"), protocol=2)
+    with pytest.raises(pickle.UnpicklingError, match=r"asks for 'count' of <class 'torch\.Size'>"):
+        plain_pickle.load(io.BytesIO(stream))
 
 
 def set_attributes(found: bytes, **attributes: object) -> bytes:
@@ -169,7 +213,13 @@ def set_attributes(found: bytes, **attributes: object) -> bytes:
 def test_a_file_cannot_change_what_it_finds(found):
     import torch._utils
 
-    shared = [torch._utils._rebuild_tensor_v2, Placeholder, torch.Size, plain_pickle.Unpickler]
+    shared = [
+        torch._utils._rebuild_tensor_v2,
+        Placeholder,
+        torch.Size,
+        plain_pickle.Unpickler,
+        plain_pickle._attribute,
+    ]
     before = [dict(vars(value)) for value in shared]
     try:
         plain_pickle.load(io.BytesIO(set_attributes(found, __defaults__=(), changed=1)))
@@ -179,11 +229,19 @@ def test_a_file_cannot_change_what_it_finds(found):
     assert torch._utils._rebuild_tensor_v2.__defaults__ == (None,)
 
 
-def test_sources_of_modules_are_refused():
-    unpickler = plain_pickle.Unpickler(io.BytesIO(b"\x80\x02X\x06\x00\x00\x00moduleK\x01\x86Q."))
+@pytest.mark.parametrize("name", ["module", "method"])
+def test_sources_of_modules_are_refused(name):
+    stream = pickle.dumps((name, 1), protocol=2)[:-1] + b"Q."
+    unpickler = plain_pickle.Unpickler(io.BytesIO(stream))
     unpickler.persistent_load = lambda saved_id: saved_id
-    with pytest.raises(pickle.UnpicklingError, match="'module' is stored where weights should be"):
+    with pytest.raises(pickle.UnpicklingError, match=f"'{name}' is stored where weights should be"):
         unpickler.load()
+
+
+def test_storages_outside_of_torch_are_refused():
+    stream = pickle.dumps(("storage",), protocol=2)[:-1] + b"Q."
+    with pytest.raises(pickle.UnpicklingError, match="persistent"):
+        plain_pickle.load(io.BytesIO(stream))
 
 
 @pytest.mark.usefixtures("old_torch")
@@ -205,6 +263,52 @@ def test_damaged_files(save, keep):
     path.write_bytes(whole[: keep if isinstance(keep, int) else int(keep * len(whole))])
     with pytest.raises((pickle.UnpicklingError, RuntimeError, EOFError)):
         load_plain(path)
+
+
+@pytest.mark.parametrize("version", ["2.5.1", torch.__version__], ids=["old", "own"])
+def test_files_without_their_end(tmp_path, monkeypatch, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    path = tmp_path / "content.pth"
+    content = {"weight": torch.zeros(2), "iter": 1000, "sizes": (1, 2, 3, 10**30), "lr": 0.5}
+    torch.save(content, path, _use_new_zipfile_serialization=False)
+    whole = path.read_bytes()
+    for kept in range(0, len(whole), 3):
+        path.write_bytes(whole[:kept])
+        with pytest.raises((pickle.UnpicklingError, RuntimeError, EOFError)):
+            load_plain(path)
+
+
+@pytest.mark.usefixtures("old_torch")
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "legacy"])
+@pytest.mark.parametrize(
+    "stream, error",
+    [
+        (b"K\x01Q.", "TypeError"),  # a storage's place that is a number,
+        (b"]X\x07\x00\x00\x00storageaQ.", "AssertionError"),  # a list,
+        (b")Q.", "IndexError"),  # empty
+        (b"K\x01}X\x01\x00\x00\x00aK\x02sb.", "AttributeError"),  # a number with attributes
+        (b"Ix\n.", "ValueError"),
+        (b"\x8e" + b"\xff" * 8, "OverflowError"),
+    ],
+)
+def test_damaged_streams(tmp_path, legacy, stream, error):
+    path = tmp_path / "content.pth"
+    if legacy:
+        before = torch.serialization.MAGIC_NUMBER, torch.serialization.PROTOCOL_VERSION, {}
+        path.write_bytes(b"".join(map(pickle.dumps, before)) + b"\x80\x02" + stream)
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("content/data.pkl", b"\x80\x02" + stream)
+            archive.writestr("content/version", "3\n")
+    with pytest.raises(pickle.UnpicklingError, match=f"^{error}: "):
+        load_plain(path)
+
+
+@pytest.mark.parametrize("version", ["2.6.0.dev20241015+cpu", "2.6.0a0+df5bbc09d1.nv24.12"])
+def test_previews_of_torch_2_6_read_with_their_own_check(tmp_path, monkeypatch, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    monkeypatch.setattr(torch, "load", lambda path, **kwargs: kwargs)
+    assert load_plain(tmp_path) == {"map_location": "cpu", "weights_only": True}
 
 
 @pytest.mark.skipif(

@@ -3,29 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import toy
 from mmengine.config import Config
-from mmengine.model import BaseDataPreprocessor
+from mmengine.model import BaseDataPreprocessor, BaseModel
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from tool_runs import MSKD, forget_runs, scalars
 
 from mskd_plugin import launch
 from mskd_plugin.errors import SettingError
-from mskd_plugin.launch.resume import check_resumed
+from mskd_plugin.launch.resume import (
+    Resumed,
+    check_groups,
+    check_initial_weights,
+    check_resumed,
+)
 from mskd_plugin.switches import use_mixed_precision
 
 PAIR = str(Path(MSKD).parents[1] / "_base_" / "pairs" / "resnet20_resnet8_digits.py")
 LOSS = "model.distiller.distill_losses.loss_kd"
 AS_CLASSES = """
-from mmrazor.models import KLDivergence
+from mmrazor.models import ConfigurableDistiller, KLDivergence
 
 from mskd_plugin.connectors import FullPrecisionConnector
 
 model = {model}
+model["distiller"]["type"] = ConfigurableDistiller
 model["distiller"]["distill_losses"]["loss_kd"]["type"] = KLDivergence
 model["distiller"]["connectors"]["logits_full_precision"]["type"] = FullPrecisionConnector
 """
@@ -75,6 +84,7 @@ def resumed(cfg, file):
     [
         (dict(message_hub=None), r"has no message_hub\. .*load_from=FILE"),
         (dict(meta={}), "has no meta.epoch, meta.iter"),
+        (dict(meta=None), r"has no meta\. "),
         (dict(state_dict=None), "has no state_dict"),
         (dict(state_dict=[1]), "has no state_dict"),
     ],
@@ -134,6 +144,7 @@ def test_another_network_is_refused_before_anything_is_written(tmp_path):
     [
         ("dkd", r"distill_losses\.loss_dkd\.type is DecoupledKDLoss and was absent"),
         ("ls_kd", r"connectors\.logits_standardized\.type is LogitStandardizationConnector and"),
+        ("dkd", r"was absent; distill_losses\.loss_kd\.type is absent and was KLDivergence"),
         ("mskd+kd", r"loss_mskd_stage3\.type is MultiScaleContrastiveLoss and was absent"),
         ("student", r"loss_kd\.type is absent and was KLDivergence"),
     ],
@@ -165,8 +176,68 @@ def test_what_may_change(of_kd, tmp_path):
         ["--work-dir", "other", "--cfg-options", "train_cfg.max_epochs=9", "param_scheduler=[]"],
         ["--cfg-options", "optim_wrapper.optimizer.lr=0.5", "model.teacher_ckpt=no/such.pth"],
         ["--cfg-options", f"{LOSS}.type=KLDivergence", "model.save_teacher=True"],
+        ["--cfg-options", "model.distiller.init_cfg=None"],
     ):
         assert resumed(config(*options), of_kd).changes == "", options
+
+
+def test_what_changed_is_told_by_its_name(tmp_path, of_kd):
+    pooling, loss = "model.distiller.connectors.stage3_teacher", "distill_losses.loss_kd"
+    file = written(tmp_path / "epoch_1.pth", config(method="mskd"))
+    assert resumed(config(method="mskd"), file).changes == ""
+    one = config("--cfg-options", f"{pooling}.scales=[1,3,4]", method="mskd")
+    assert resumed(one, file).changes == "connectors.stage3_teacher.scales.1 is 3 and was 2"
+    mapping = "loss_forward_mappings.loss_kd.preds_S"
+    several = {
+        f"{loss}.loss_weight": 0.5,
+        f"{loss}.reduction": "mean",
+        f"{loss}.tau": 2,
+        f"{mapping}.from_student": False,
+        "student_recorders.logits.type": "ModuleInputs",
+    }
+    cfg = config()
+    cfg.merge_from_dict({f"model.distiller.{key}": value for key, value in several.items()})
+    assert resumed(cfg, of_kd).changes == (
+        f"{loss}.loss_weight is 0.5 and was 0.9; {loss}.reduction is mean and was batchmean; "
+        f"{loss}.tau is 2 and was 4.0; {mapping}.from_student is False and was True; "
+        "student_recorders.logits.type is ModuleInputs and was ModuleOutputs"
+    )
+
+
+@pytest.mark.parametrize("method", ["kd", "student"])
+def test_the_config_stays_as_it_was(tmp_path, method):
+    file = written(tmp_path / "epoch_1.pth", config(method=method))
+    cfg = config(method=method)
+    before = copy.deepcopy(cfg.to_dict())
+    resumed(cfg, file)
+    assert cfg.to_dict() == {**before, "resume": True, "load_from": file}
+
+
+def test_the_file_that_is_named_goes_before_the_newest(of_kd, tmp_path):
+    newest = written(tmp_path / "epoch_2.pth", config(method="dkd"))
+    (tmp_path / "last_checkpoint").write_text(newest)
+    assert resumed(config("--work-dir", str(tmp_path)), of_kd).changes == ""
+
+
+def test_without_a_checkpoint_there_is_nothing_to_check(tmp_path):
+    assert resumed(config("--work-dir", str(tmp_path)), "auto") is None
+
+
+def test_a_teacher_that_is_not_known_to_be_frozen_belongs_to_the_networks(tmp_path):
+    class Pair(BaseModel):
+        def __init__(self, **_):
+            super().__init__()
+            self.teacher, self.student = torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)
+
+        def forward(self):
+            pass
+
+    state = {key: value for key, value in Pair().state_dict().items() if "student" in key}
+    cfg = config()
+    cfg.model = dict(type=Pair)
+    file = written(tmp_path / "epoch_1.pth", config(), state_dict=state, meta=dict(epoch=1, iter=2))
+    with pytest.raises(SettingError, match="2 missing keys: teacher.weight, teacher.bias"):
+        resumed(cfg, file)
 
 
 def test_what_the_runner_adds_to_the_model(tmp_path):
@@ -210,8 +281,10 @@ def test_types_may_be_classes(of_kd, tmp_path):
 
 
 def test_a_checkpoint_that_states_no_config_is_taken_by_its_weights(tmp_path):
-    file = written(tmp_path / "epoch_1.pth", config(), meta=dict(epoch=1, iter=2))
-    assert resumed(config(method="dkd"), file).changes == ""
+    for text in ({}, {"cfg": "model = build()"}):
+        meta = dict(epoch=1, iter=2, **text)
+        file = written(tmp_path / "epoch_1.pth", config(), meta=meta)
+        assert resumed(config(method="dkd"), file).changes == ""
     with pytest.raises(SettingError, match="`--resume` .* config's networks"):
         resumed(config(method="student"), file)
 
@@ -265,6 +338,9 @@ def test_the_newest_checkpoint(tmp_path, monkeypatch):
     assert launch.newest_checkpoint(str(folder)) == str(folder / "epoch_3.pth")
     monkeypatch.chdir(tmp_path)
     assert launch.newest_checkpoint("run") == str(folder / "epoch_3.pth")
+    (folder / "epoch_5.pth").mkdir()  # as DeepSpeed writes
+    (folder / "last_checkpoint").write_text(str(folder / "epoch_5.pth"))
+    assert launch.newest_checkpoint(folder) == str(folder / "epoch_5.pth")
     for text, found in (("", None), ("s3://bucket/epoch_4.pth", "s3://bucket/epoch_4.pth")):
         (folder / "last_checkpoint").write_text(text)
         if found:
@@ -282,7 +358,11 @@ def test_another_optimizer(of_kd):
     option = ("--cfg-options", "optim_wrapper.optimizer.type=AdamW")
     with pytest.raises(SettingError, match=r"`--resume` .* optimizer, AdamW, but got .* of SGD"):
         resumed(config(*option), of_kd)
-    assert resumed(config("--cfg-options", "optim_wrapper.optimizer.lr=1"), of_kd).changes == ""
+    for same in ("lr=1", "type=mmengine.SGD"):
+        cfg = config("--cfg-options", f"optim_wrapper.optimizer.{same}")
+        assert resumed(cfg, of_kd).changes == ""
+    cfg.optim_wrapper = None
+    assert resumed(cfg, of_kd).changes == ""
 
 
 def test_other_groups_of_parameters(tmp_path):
@@ -297,12 +377,29 @@ def test_other_groups_of_parameters(tmp_path):
     assert toy.train(toy.runner_config(tmp_path, resume=True))[1].count == 3
 
 
+def test_groups_are_those_of_one_optimizer(of_kd):
+    def wrapper(*sizes):
+        groups = [{"params": [torch.nn.Parameter(torch.ones(1)) for _ in range(n)]} for n in sizes]
+        return OptimWrapper(torch.optim.SGD(groups, lr=0.1))
+
+    one, several = wrapper(2, 1), OptimWrapperDict(a=wrapper(2), b=wrapper(1))
+    without_optimizer = resumed(config(), of_kd)
+    for before in (None, without_optimizer, Resumed("", wrapper(2, 1).state_dict())):
+        check_groups(one, before)
+    check_groups(several, Resumed("", several.state_dict()))
+    with pytest.raises(SettingError, match=r"groups of parameters, \[2, 1\], .* one with \[1, 2\]"):
+        check_groups(one, Resumed("", wrapper(1, 2).state_dict()))
+
+
 def test_a_config_without_a_default_scope(tmp_path):
     cfg = toy.runner_config(tmp_path, toy.algorithm())
     file = written(tmp_path / "epoch_1.pth", cfg)
     cfg.default_scope = None
     assert resumed(cfg, file).changes == ""
     assert DefaultScope.get_current_instance() is None
+    cfg.pop("default_scope")
+    assert resumed(cfg, file).changes == ""
+    assert DefaultScope.get_current_instance().scope_name == "mmengine"  # as the runner sets it
 
 
 def test_initial_weights_have_a_place_in_the_model(tmp_path):
@@ -314,3 +411,38 @@ def test_initial_weights_have_a_place_in_the_model(tmp_path):
     with pytest.raises(SettingError, match=told):
         launch.build_runner(cfg)
     launch.build_runner(toy.runner_config(tmp_path, load_from=str(tmp_path / "inside")))
+
+
+def initial(source, resume=False):
+    """Look at the weights that a training of a wrapped network starts from."""
+    network = torch.nn.DataParallel(torch.nn.Linear(2, 1))
+    runner = SimpleNamespace(_resume=resume, _load_from=source, model=network)
+    check_initial_weights(runner)
+
+
+def test_a_part_of_the_initial_weights_is_enough(tmp_path):
+    file = str(tmp_path / "start.pth")
+    torch.save({"more": torch.ones(1), "bias": torch.ones(1)}, file)
+    initial(file)
+    torch.save({key: torch.ones(1) for key in "abcd"}, file)
+    told = "`load_from` .*, with keys like weight, but got '.*start.pth' with the keys a, b, c, ..."
+    with pytest.raises(SettingError, match=told):
+        initial(file)
+
+
+def test_initial_weights_that_cannot_be_read(tmp_path):
+    file = tmp_path / "start.pth"
+    file.write_bytes(b"weights")
+    with pytest.raises(SettingError, match="`load_from` to be a checkpoint that torch can read"):
+        initial(str(file))
+    torch.save({"epoch": 3}, file)
+    with pytest.raises(SettingError, match="`load_from` to be a file with weights"):
+        initial(str(file))
+
+
+def test_what_is_no_file_or_is_resumed_has_no_initial_weights(tmp_path):
+    file = tmp_path / "start.pth"
+    torch.save({"epoch": 3}, file)
+    initial(str(file), resume=True)
+    initial("s3://bucket/start.pth")
+    initial(None)

@@ -11,6 +11,7 @@ other code uses.
 from __future__ import annotations
 
 import pickle
+import struct
 import sys
 import tarfile
 from collections import OrderedDict
@@ -27,16 +28,16 @@ _BUILDERS = (
 )
 #: Types of C, which a file cannot change.
 _TYPES = {
-    "builtins.bytearray": bytearray,
     "builtins.complex": complex,
     "builtins.set": set,
     "collections.OrderedDict": OrderedDict,
     "torch.Size": torch.Size,
     "torch.device": torch.device,
 }
-#: Read as placeholders: what mmengine's histories, scores and schedulers consist of.
+#: Read as placeholders: bytes, and what mmengine's histories, scores and schedulers consist of.
 _LEFT_OUT = {
     "_codecs.encode",
+    "builtins.bytearray",
     "collections.Counter",
     "mmengine.logging.history_buffer.HistoryBuffer",
     "mmengine.optim.scheduler.param_scheduler.OneCycleParamScheduler",
@@ -59,14 +60,23 @@ def load_plain(path: str | Path) -> Any:
     Raises:
         pickle.UnpicklingError: If the file holds other objects, which could run code, or is
         damaged.
-        RuntimeError: As ``torch.load`` raises it for files that it cannot read.
+        EOFError, OSError, RuntimeError: As ``torch.load`` raises them for files that it cannot
+        read, those that were cut off among them.
     """
-    if Version(torch.__version__) >= Version("2.6.0.dev0"):
-        return torch.load(path, map_location="cpu", weights_only=True)
-    _refuse_archives(str(path))
     try:
+        if Version(torch.__version__) >= Version("2.6.0.dev0"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+        _refuse_archives(str(path))
         return torch.load(path, map_location="cpu", pickle_module=sys.modules[__name__])
-    except (AssertionError, AttributeError, LookupError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        LookupError,
+        OverflowError,
+        TypeError,
+        ValueError,
+        struct.error,
+    ) as error:
         # What unpickling raises for a damaged stream, besides its own error.
         raise pickle.UnpicklingError(f"{type(error).__name__}: {error}") from error
 
@@ -104,7 +114,7 @@ class Unpickler(pickle.Unpickler):
 
         def resolve_storage(saved_id: Any) -> Any:
             # torch writes a file where the source of a saved module differs from the installed one.
-            if isinstance(saved_id, tuple) and saved_id[0] not in ("storage", b"storage"):
+            if saved_id[0] != "storage":
                 raise pickle.UnpicklingError(f"{saved_id[0]!r} is stored where weights should be.")
             return resolve(saved_id)
 

@@ -95,15 +95,7 @@ def read_checkpoint(source: str | Path, *, setting: str) -> Mapping[str, Any]:
     path = _local_file(str(source), setting)
     try:
         checkpoint = load_plain(path)
-    except (  # a file of another kind may fail anywhere in the reading of a pickle
-        pickle.UnpicklingError,
-        AttributeError,
-        EOFError,
-        LookupError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except (pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
         refused = _REFUSED_OBJECT.search(str(error))
         if refused:
             raise SettingError(

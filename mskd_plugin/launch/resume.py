@@ -82,7 +82,7 @@ def check_work_dir(cfg: Config) -> None:
     folder, start = Path(cfg.work_dir), cfg.get("load_from")
     own = {folder.resolve()}  # and with CheckpointHook's out_dir that of the newest
     if (note := folder / "last_checkpoint").is_file():
-        own.add(Path(note.read_text().strip()).resolve().parent)
+        own.add(Path(note.read_text()).resolve().parent)
     elsewhere = start and Path(start).expanduser().resolve().parent not in own
     if (not cfg.get("resume") or elsewhere) and (folder / "last_checkpoint").exists():
         raise SettingError(
@@ -199,7 +199,7 @@ def _check_progress(checkpoint: Mapping[str, Any], source: str) -> None:
 def _check_optimizer(cfg: Config, checkpoint: Mapping[str, Any], source: str) -> None:
     """Compare the optimizer's type with that of the config inside the checkpoint."""
     of = (stated_config(checkpoint), cfg)
-    before, now = (((c.get("optim_wrapper") or {}).get("optimizer") or {}) for c in of)
+    before, now = ((c.get("optim_wrapper") or {}).get("optimizer") for c in of)
     if before and now and type_name(before) != type_name(now):
         raise SettingError(
             "--resume",
@@ -239,9 +239,9 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, (dict, list, tuple)):
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _flat(part, f"{path}.{key}" if path else str(key))
-    elif path.endswith(".type"):
+    elif f".{path}".endswith(".type"):
         yield path, getattr(value, "__name__", str(value)).split(".")[-1]
-    elif value is not None:
+    else:
         yield path, value
 
 
