@@ -1,8 +1,8 @@
 # `make` lists the targets. PYTHON chooses the interpreter of a new environment: make demo PYTHON=python3.11
 
-SUITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 12))
+SUITS := import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))
 ifndef PYTHON
-PYTHON := $(shell for p in python3 python3.12 python3.11 python3.10; do \
+PYTHON := $(shell for p in python3 python3.13 python3.12 python3.11 python3.10; do \
   if $$p -c '$(SUITS)' 2>/dev/null; then echo $$p; exit; fi; done; echo python3)
 endif
 VENV := .venv
@@ -41,7 +41,7 @@ clean: ## remove the environment, caches and builds; data and runs stay
 $(READY): constraints.txt setup.py
 	@if [ ! -x $(BIN)/python ]; then \
 	  $(PYTHON) -c '$(SUITS)' || { \
-	    echo "error: Python 3.10, 3.11 or 3.12 is needed, and $(PYTHON) is none; give one: make PYTHON=python3.11"; \
+	    echo "error: Python 3.10 to 3.13 is needed, and $(PYTHON) is none; give one: make PYTHON=python3.11"; \
 	    exit 1; } >&2; \
 	  echo "== environment: $(VENV) with $$($(PYTHON) --version)"; \
 	  $(PYTHON) -m venv $(VENV) || { \
@@ -49,7 +49,7 @@ $(READY): constraints.txt setup.py
 	    rm -rf $(VENV); exit 1; } >&2; \
 	fi
 	@$(BIN)/python -c '$(SUITS)' || { \
-	  echo "error: $(VENV) has another Python than 3.10, 3.11 or 3.12; make clean removes it" >&2; exit 1; }
+	  echo "error: $(VENV) has another Python than 3.10 to 3.13; make clean removes it" >&2; exit 1; }
 	@rm -f $@
 	@echo "== packages of constraints.txt: about 6 GB, some minutes"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[mmcv-lite,demo,dev]'

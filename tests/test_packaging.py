@@ -51,7 +51,7 @@ def test_pip_and_the_host_ask_for_the_same_versions(requirements):
         assert requirements[name].specifier == expected.specifier, name
 
 
-@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12"])
+@pytest.mark.parametrize("python", ["3.10", "3.11", "3.12", "3.13"])
 def test_pins_suit_the_requirements(setup, requirements, python):
     pins = {}
     for line in (ROOT / "constraints.txt").read_text().splitlines():
