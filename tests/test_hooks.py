@@ -102,8 +102,7 @@ def test_a_teacher_near_chance_is_warned_of(tmp_path, caplog, bias, warned):
     assert any("near chance" in record.getMessage() for record in records) == warned
 
 
-# --- random numbers and resuming
-# -------------------------------------------------------------------
+# --- random numbers and resuming -----------------------------------------------------------------
 
 
 def test_unchanged_random_state():
@@ -330,8 +329,7 @@ def test_other_seeds_draw_other_numbers(tmp_path):
     assert not {v for _, v in first} & {v for _, v in other}
 
 
-# --- the teacher's identity
-# ------------------------------------------------------------------------
+# --- the teacher's identity ----------------------------------------------------------------------
 
 
 def test_resuming_with_another_teacher_is_refused(tmp_path):

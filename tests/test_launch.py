@@ -16,8 +16,7 @@ from mskd_plugin import launch
 from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
 
-# --- the student, the teacher, resuming
-# ------------------------------------------------------------
+# --- the student, the teacher, resuming ----------------------------------------------------------
 
 
 def test_the_student_takes_the_algorithms_place():
@@ -168,8 +167,7 @@ def test_a_used_work_dir(tmp_path, monkeypatch):
         launch.check_work_dir(cfg)
 
 
-# --- the runner
-# ------------------------------------------------------------------------------------
+# --- the runner ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +20,6 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.launch.resume import (
     Resumed,
     check_groups,
-    check_initial_weights,
     check_resumed,
 )
 from mskd_plugin.switches import use_mixed_precision
@@ -75,8 +73,7 @@ def resumed(cfg, file):
     return check_resumed(cfg)
 
 
-# --- files that are none of a training
-# -------------------------------------------------------------
+# --- files that are none of a training -----------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -135,8 +132,7 @@ def test_another_network_is_refused_before_anything_is_written(tmp_path):
         resumed(deeper, written(tmp_path / "epoch_2.pth", config()))
 
 
-# --- other methods
-# ---------------------------------------------------------------------------------
+# --- other methods -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -298,8 +294,7 @@ def test_other_settings_of_the_method_are_logged(tmp_path):
     assert "other settings: distill_losses.loss_mskd_stage3.loss_weight is 0.25 and was ab" in log
 
 
-# --- work folders that moved
-# -----------------------------------------------------------------------
+# --- work folders that moved ---------------------------------------------------------------------
 
 
 def moved(tmp_path, **settings):
@@ -350,8 +345,7 @@ def test_the_newest_checkpoint(tmp_path, monkeypatch):
             launch.newest_checkpoint(folder)
 
 
-# --- the optimizer, the scope, initial weights
-# ---------------------------------------------------------------------------------------
+# --- the optimizer, the scope --------------------------------------------------------------------
 
 
 def test_another_optimizer(of_kd):
@@ -400,49 +394,3 @@ def test_a_config_without_a_default_scope(tmp_path):
     cfg.pop("default_scope")
     assert resumed(cfg, file).changes == ""
     assert DefaultScope.get_current_instance().scope_name == "mmengine"  # as the runner sets it
-
-
-def test_initial_weights_have_a_place_in_the_model(tmp_path):
-    student = toy.build().student.state_dict()
-    for name, start in (("alone", ""), ("inside", "architecture.")):
-        torch.save({start + key: value for key, value in student.items()}, tmp_path / name)
-    cfg = toy.runner_config(tmp_path, load_from=str(tmp_path / "alone"))
-    told = r"`load_from` .* with keys like architecture\.\S+, but got '.*alone' with the keys backb"
-    with pytest.raises(SettingError, match=told):
-        launch.build_runner(cfg)
-    launch.build_runner(toy.runner_config(tmp_path, load_from=str(tmp_path / "inside")))
-
-
-def initial(source, resume=False):
-    """Look at the weights that a training of a wrapped network starts from."""
-    network = torch.nn.DataParallel(torch.nn.Linear(2, 1))
-    runner = SimpleNamespace(_resume=resume, _load_from=source, model=network)
-    check_initial_weights(runner)
-
-
-def test_a_part_of_the_initial_weights_is_enough(tmp_path):
-    file = str(tmp_path / "start.pth")
-    torch.save({"more": torch.ones(1), "bias": torch.ones(1)}, file)
-    initial(file)
-    torch.save({key: torch.ones(1) for key in "abcd"}, file)
-    told = "`load_from` .*, with keys like weight, but got '.*start.pth' with the keys a, b, c, ..."
-    with pytest.raises(SettingError, match=told):
-        initial(file)
-
-
-def test_initial_weights_that_cannot_be_read(tmp_path):
-    file = tmp_path / "start.pth"
-    file.write_bytes(b"weights")
-    with pytest.raises(SettingError, match="`load_from` to be a checkpoint that torch can read"):
-        initial(str(file))
-    torch.save({"epoch": 3}, file)
-    with pytest.raises(SettingError, match="`load_from` to be a file with weights"):
-        initial(str(file))
-
-
-def test_what_is_no_file_or_is_resumed_has_no_initial_weights(tmp_path):
-    file = tmp_path / "start.pth"
-    torch.save({"epoch": 3}, file)
-    initial(str(file), resume=True)
-    initial("s3://bucket/start.pth")
-    initial(None)
