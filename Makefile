@@ -21,9 +21,9 @@ demo: $(READY) ## train a teacher, then students alone, with KD and with MSKD, o
 	@$(BIN)/python tools/compare.py configs/_base_/pairs/resnet20_resnet8_digits.py \
 	  --teacher configs/demo/teacher_resnet20_digits.py --work-dir work_dirs/demo $(DEMO)
 
-test: $(READY) ## run the tests (some of them: make test TESTS=tests/test_host.py)
+test: $(READY) ## run the tests, two files at a time (some: make test TESTS=tests/test_host.py)
 	@echo "== tests"
-	@$(BIN)/python -m pytest -q $(TESTS)
+	@$(BIN)/python -m pytest -q $(or $(TESTS),-n 2 --dist loadfile)
 
 lint: $(READY) ## check style, format and types
 	@echo "== ruff"

@@ -28,7 +28,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "mmcv-lite": ["mmcv-lite==2.1.0"],
     "demo": ["scikit-learn", "matplotlib", "tensorboard"],
-    "dev": ["pytest", "ruff", "mypy"],
+    "dev": ["pytest", "pytest-xdist", "ruff", "mypy"],
 }
 
 setup(
