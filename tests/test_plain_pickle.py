@@ -289,6 +289,7 @@ def test_files_without_their_end(tmp_path, monkeypatch, version):
         (b"K\x01}X\x01\x00\x00\x00aK\x02sb.", "AttributeError"),  # a number with attributes
         (b"Ix\n.", "ValueError"),
         (b"\x8e" + b"\xff" * 8, "OverflowError"),
+        (b"\x8e" + b"\xff" * 7 + b"\x0f", "MemoryError"),
     ],
 )
 def test_damaged_streams(tmp_path, legacy, stream, error):

@@ -72,6 +72,7 @@ def load_plain(path: str | Path) -> Any:
         AssertionError,
         AttributeError,
         LookupError,
+        MemoryError,
         OverflowError,
         TypeError,
         ValueError,
