@@ -12,8 +12,8 @@ INIT = (ROOT / "mskd_plugin" / "__init__.py").read_text(encoding="utf-8")
 README = ROOT / "README.md"
 
 # mmcv is missing here on purpose: `mmcv` and `mmcv-lite` own the same folder, so asking for either
-# would overwrite the other. mskd_plugin.host says at import which command brings it where it is
-# missing.
+# would overwrite the other. mskd_plugin.requirements says at import which command brings it where
+# it is missing.
 REQUIREMENTS = [
     "torch>=2.1",
     "torchvision>=0.16",

@@ -12,20 +12,16 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
+from fresh_process import LOAD_HOST_ALONE
 from mmengine.hooks import LoggerHook
 from mmrazor.models.task_modules import ModuleOutputsRecorder
 
-from mskd_plugin import host
-
 TRAIN = f"""
-import gc, importlib.util, json, os, sys
+import gc, json, os, sys
 import torch
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
-spec = importlib.util.spec_from_file_location("host_alone", {host.__file__!r})
-host = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(host)
-mend, wrapper, work_dir = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
+{LOAD_HOST_ALONE}mend, wrapper, work_dir = sys.argv[1], json.loads(sys.argv[2]), sys.argv[3]
 if mend == "mended":
     host.run_distributed_on_cpu()
 elif mend == "group-only":

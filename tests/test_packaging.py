@@ -1,4 +1,4 @@
-"""What pip is told agrees with what the host checks, and with the pinned versions."""
+"""What pip is told agrees with what the import checks, and with the pinned versions."""
 
 import re
 import runpy
@@ -10,7 +10,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import mskd_plugin
-from mskd_plugin import host
+from mskd_plugin.requirements import NEEDED, _pip_requirement, suits
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,11 +43,11 @@ def test_pip_installs_no_mmcv_unasked(setup, requirements):
 
 
 def test_pip_and_the_host_ask_for_the_same_versions(requirements):
-    for module, versions in host.NEEDED.items():
+    for module, versions in NEEDED.items():
         if module == "mmcv":
             continue
         name = "setuptools" if module == "pkg_resources" else module
-        expected = Requirement(host._pip_requirement(module, versions, {}))
+        expected = Requirement(_pip_requirement(module, versions, {}))
         assert requirements[name].specifier == expected.specifier, name
 
 
@@ -66,4 +66,4 @@ def test_pins_suit_the_requirements(setup, requirements, python):
     wanted += [Requirement(r) for extra in setup["extras_require"].values() for r in extra]
     for requirement in wanted:
         assert requirement.specifier.contains(pins[requirement.name]), requirement
-    assert host._suits(str(pins["mmcv-lite"]), host.NEEDED["mmcv"])
+    assert suits(str(pins["mmcv-lite"]), NEEDED["mmcv"])
