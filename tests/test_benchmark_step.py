@@ -73,8 +73,9 @@ def test_bad_options_are_named(name, value):
 
 
 @needs.torch_2_9
-def test_the_fast_loop_counts_the_same_operations(rows, tmp_path):
-    file = tmp_path / "rows.json"
+def test_the_fast_loop_counts_the_same_operations(rows, tmp_path, monkeypatch):
+    file, told = tmp_path / "rows.json", []
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: told.append(1))
     config = str(DEMO / "kd_resnet20_resnet8_digits.py")
     options = ["--steps", "2", "--warmup", "0", "--block", "2", "--batch-size", "4"]
     compiled = ("compile", "compile_losses")
@@ -85,6 +86,8 @@ def test_the_fast_loop_counts_the_same_operations(rows, tmp_path):
     assert fast["GFLOP per image"] == plain["GFLOP per image"] == rows[1]["GFLOP per image"]
     assert fast["images per second"] == pytest.approx(4e3 / fast["ms per step"])
     assert all(fast["parts (ms)"][part] > 0 for part in ("teacher forward", "backward", "step"))
+    # Of both, which --cfg-options compiles: two blocks of two, two dissected, one for the memory.
+    assert len(told) == 2 * 7
 
 
 def test_a_block_is_timed_as_a_whole(tmp_path, monkeypatch):

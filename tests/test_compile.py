@@ -330,6 +330,17 @@ def test_a_run_compiles_its_training_alone(tmp_path, graphs):
 
 
 @needs.torch_2_4
+@pytest.mark.parametrize("compile", [False, dict(backend="noting")], ids=["plain", "compiled"])
+def test_cuda_graphs_are_told_of_each_step(tmp_path, graphs, monkeypatch, compile):
+    told = []  # how many graphs had run by then
+    monkeypatch.setattr(
+        torch.compiler, "cudagraph_mark_step_begin", lambda: told.append(graphs.runs)
+    )
+    toy.trained(tmp_path, **{"default_hooks.networks.compile": compile})
+    assert told == ([0, 2, 4, 6, 8, 10] if compile else [])
+
+
+@needs.torch_2_4
 def test_an_iteration_based_run_validates_without(tmp_path, graphs):
     cfg = toy.runner_config(tmp_path)
     cfg.train_cfg = dict(type="IterBasedTrainLoop", max_iters=4, val_interval=2)

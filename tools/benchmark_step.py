@@ -106,6 +106,7 @@ class Subject:
             self.inner.enter_phase(args.phase)
         self.model.train()
         self.log: Any = None
+        self.networks: list[FastNetworksHook] = []
         self._begin(runner)
         self.seconds: list[float] = []
         self.parts: dict[str, list[float]] = defaultdict(list)
@@ -119,6 +120,7 @@ class Subject:
         for hook in networks:
             hook.before_train(runner)
             hook.before_train_epoch(runner)
+        self.networks = networks
         for hook in runner.hooks:
             if isinstance(hook, RuntimeInfoHook):
                 self.log = hook
@@ -155,9 +157,14 @@ class Subject:
 
     def step(self) -> None:
         """Take one training step, and log its losses as the runner does."""
-        logged = self.model.train_step(next(self.batches), optim_wrapper=self.wrapper)
+        logged = self._train_step(next(self.batches))
         if self.log is not None:
             self.log.after_train_iter(self.runner, 0, outputs=logged)
+
+    def _train_step(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        for hook in self.networks:
+            hook.before_train_iter(self.runner, 0)
+        return self.model.train_step(batch, optim_wrapper=self.wrapper)
 
     def dissected_step(self) -> None:
         """Take a step and note the time of each part; the device waits at every border."""
@@ -178,7 +185,7 @@ class Subject:
             start = time.perf_counter()
             batch = next(self.batches)
             spent["data"] = time.perf_counter() - start
-            self.model.train_step(batch, optim_wrapper=wrapper)
+            self._train_step(batch)
             synchronize()
             spent["rest"] = time.perf_counter() - start - sum(spent[part] for part in WATCHED)
         for part in PARTS:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
@@ -94,6 +95,17 @@ class FastNetworksHook(Hook):
         """Switch to the compiled networks."""
         self._in_epoch = True
         self._switch()
+
+    def before_train_iter(
+        self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None
+    ) -> None:
+        """Let CUDA graphs, where ``mode`` asks for them, know that a step begins.
+
+        torch would else take the student's graph, which runs while nothing waits for a backward
+        pass, for the next step, and the memory of the teacher's maps for free.
+        """
+        if self._compiled:
+            torch.compiler.cudagraph_mark_step_begin()
 
     def after_train_epoch(self, runner: Runner) -> None:
         """Switch back."""
