@@ -4,60 +4,20 @@ from __future__ import annotations
 
 import math
 
-import needs
 import pytest
 import torch
 import torch.nn.functional as F
 from oracles import contrastive_terms as naive_terms
 from oracles import info_nce as naive_info_nce
+from region_pairs import COUNTS, SETTINGS, pair, settings_of
 from tolerances import assert_close
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.functional import contrastive, multi_scale_contrastive_terms
-
-COUNTS = (1, 4, 9)
-SETTINGS = {
-    "temperature": 0.5,
-    "scale_weights": (1.0, 0.0, 2.5),
-    "symmetric": True,
-    "center": True,
-    "region_weights": True,
-    "excluded_labels": torch.tensor([0, 1, 0, 2, 0]),
-}
-
-
-def random_regions(seed, counts=COUNTS, size=5, width=6, dtype=torch.float64, shift=0.3):
-    generator = torch.Generator().manual_seed(seed)
-    return tuple(
-        torch.randn(size, count, width, generator=generator, dtype=torch.float64)
-        .add(shift)
-        .to(dtype)
-        for count in counts
-    )
-
-
-def pair(dtype=torch.float64, **kwargs):
-    """A student that resembles its teacher, so that neither the loss nor its gradient vanishes."""
-    teacher = random_regions(1, dtype=dtype, **kwargs)
-    noise = random_regions(2, dtype=dtype, **kwargs)
-    return tuple(0.5 * t + n for t, n in zip(teacher, noise, strict=True)), teacher
+from mskd_plugin.functional import multi_scale_contrastive_terms
 
 
 def lists(regions):
     return [scale.detach().double().tolist() for scale in regions]
-
-
-def settings_of(names, counts=COUNTS, size=5):
-    """The named settings, random region weights among them."""
-    chosen = {name: SETTINGS[name] for name in names}
-    if "region_weights" in chosen:
-        generator = torch.Generator().manual_seed(9)
-        chosen["region_weights"] = tuple(
-            torch.rand(size, count, generator=generator, dtype=torch.float64) for count in counts
-        )
-    return chosen
 
 
 def naive(student, teacher, **settings):
@@ -393,79 +353,3 @@ def test_a_bare_map_or_nothing_in_place_of_regions():
 def test_settings_that_do_not_fit(settings, message):
     with pytest.raises(SettingError, match=message):
         multi_scale_contrastive_terms(*pair(), **settings)
-
-
-class LargestTensor(TorchDispatchMode):
-    """Note the size of the largest tensor that any operation gives."""
-
-    def __init__(self):
-        super().__init__()
-        self.numbers = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_flatten(result)[0]:
-            if isinstance(tensor, torch.Tensor):
-                self.numbers = max(self.numbers, tensor.untyped_storage().size() // 8)
-        return result
-
-
-def terms_and_gradients(settings):
-    student, teacher = pair()
-    leaves = [scale.requires_grad_() for scale in student]
-    with LargestTensor() as largest:
-        terms = multi_scale_contrastive_terms(leaves, teacher, **settings)
-        sum(terms).backward()
-    return [*terms, *(leaf.grad for leaf in leaves)], largest.numbers
-
-
-@pytest.mark.parametrize("limit", [1, 7, 23, 60])
-@pytest.mark.parametrize(
-    "names", [(), ("symmetric",), ("excluded_labels", "center"), tuple(SETTINGS)]
-)
-def test_streaming_changes_neither_value_nor_gradient(monkeypatch, names, limit):
-    whole, _ = terms_and_gradients(settings_of(names))
-    monkeypatch.setattr(contrastive, "MAX_SIMILARITIES", limit)
-    streamed, _ = terms_and_gradients(settings_of(names))
-    for got, expected in zip(streamed, whole, strict=True):
-        assert_close(got, expected, torch.float64)
-
-
-@needs.torch_2_4
-@pytest.mark.parametrize("limit", [10**6, 23])
-def test_compiled_it_is_the_same(monkeypatch, limit):
-    monkeypatch.setattr(contrastive, "MAX_SIMILARITIES", limit)
-    settings = settings_of(tuple(SETTINGS))
-    expected, _ = terms_and_gradients(settings)
-    compiled = torch.compile(
-        multi_scale_contrastive_terms, backend="aot_eager", fullgraph=True, dynamic=False
-    )
-    student, teacher = pair()
-    leaves = [scale.requires_grad_() for scale in student]
-    terms = compiled(leaves, teacher, **settings)
-    sum(terms).backward()
-    for got, value in zip([*terms, *(leaf.grad for leaf in leaves)], expected, strict=True):
-        assert_close(got, value, torch.float64)
-
-
-def test_no_tensor_is_larger_than_the_similarities_and_large_cases_stream(monkeypatch):
-    # N = 64 images, 14 regions of width 6: 64 * 64 * 14 similarities; every region against every
-    # region of the batch would be 14 times as many.
-    counts, size = (1, 4, 9), 64
-    similarities = size * size * sum(counts)
-
-    def largest(limit):
-        monkeypatch.setattr(contrastive, "MAX_SIMILARITIES", limit)
-        student, teacher = pair(counts=counts, size=size)
-        leaves = [scale.requires_grad_() for scale in student]
-        with LargestTensor() as seen:
-            sum(multi_scale_contrastive_terms(leaves, teacher)).backward()
-        return seen.numbers
-
-    assert largest(2**24) == similarities
-    monkeypatch.setattr(contrastive, "BLOCK_SIMILARITIES", 1000)
-    assert largest(2**24) == similarities  # small cases do not stream, whatever a block is
-    assert largest(similarities - 1) < similarities / 10
-    monkeypatch.setattr(contrastive, "BLOCK_SIMILARITIES", 10**9)
-    regions = size * sum(counts) * 6
-    assert largest(1000) == regions < similarities / 10
