@@ -94,20 +94,41 @@ def check_compile(setting: str, options: bool | Mapping[str, Any]) -> dict[str, 
     Each shape gets a graph of its own (``dynamic=False``), unless ``options`` says otherwise: the
     smaller last batch of an epoch would else slow down all that follow.
 
+    Args:
+        setting: ``"compile"`` or ``"compile_losses"``.
+        options: What the config states.
+
     Raises:
-        SettingError: If ``options`` is neither a bool nor a dict of arguments that there are.
+        SettingError: If ``options`` is neither a bool nor a dict of arguments that there are, or
+            this torch is too old for what it asks for.
     """
-    if isinstance(options, bool):
-        return {"dynamic": False} if options else None
-    unknown = set(options) - _COMPILE_OPTIONS if isinstance(options, Mapping) else None
-    if unknown is None or unknown:
+    given = options if isinstance(options, Mapping) else {}
+    if not isinstance(options, (bool, Mapping)) or set(given) - _COMPILE_OPTIONS:
         raise SettingError(
             setting,
             f"True, False or a dict of arguments of torch.compile "
             f"({', '.join(sorted(_COMPILE_OPTIONS))})",
             repr(options),
         )
-    return {"dynamic": False, **options}
+    if options is False:
+        return None
+    _check_torch(setting)
+    return {"dynamic": False, **given}
+
+
+def _check_torch(setting: str) -> None:
+    """Refuse what this torch cannot compile."""
+    able, reason = {
+        "compile": (COMPILES_BACKBONES, "2.4, which cannot trace recorders"),
+        "compile_losses": (
+            COMPILES_LOSSES,
+            "2.9, which computes gradients of float32 losses in low precision",
+        ),
+    }[setting]
+    if not able:
+        raise SettingError(
+            setting, f"False before torch {reason}", f"True with torch {torch.__version__}"
+        )
 
 
 class CompiledMethods:
@@ -187,12 +208,7 @@ def compile_backbones(model: nn.Module, options: Mapping[str, Any]) -> CompiledM
             as torch before 2.4, or the distiller has deliveries or recorders that replace functions
             while the networks run.
     """
-    if not COMPILES_BACKBONES:
-        raise SettingError(
-            "compile",
-            "False before torch 2.4, which cannot trace recorders",
-            f"True with torch {torch.__version__}",
-        )
+    _check_torch("compile")
     modules = dict(model.named_modules())
     names = [
         f"{prefix}backbone"
@@ -228,12 +244,7 @@ def compile_losses(model: nn.Module, options: Mapping[str, Any]) -> CompiledMeth
         SettingError: If torch cannot compile here, or cannot trace a backward pass that leaves
             autocast, as torch before 2.9.
     """
-    if not COMPILES_LOSSES:
-        raise SettingError(
-            "compile_losses",
-            "False before torch 2.9, which computes gradients of float32 losses in low precision",
-            f"True with torch {torch.__version__}",
-        )
+    _check_torch("compile_losses")
     distiller = getattr(model, "distiller", None)
     methods = {}
     if isinstance(distiller, ConfigurableDistiller):

@@ -241,6 +241,12 @@ def test_what_this_torch_cannot_compile_is_refused(monkeypatch):
         compile_backbones(toy.build(), {})
     with pytest.raises(SettingError, match="`compile_losses` to be False before torch 2.9"):
         compile_losses(toy.build(), {})
+    # When the hook is built, which is before a work folder is made.
+    for setting in ("compile", "compile_losses"):
+        for asked in (True, dict(dynamic=False)):
+            with pytest.raises(SettingError, match=f"`{setting}` to be False before torch"):
+                FastNetworksHook(**{setting: asked})
+    FastNetworksHook(channels_last=True)
 
 
 def test_a_model_without_distillation_has_no_losses_to_compile():
@@ -255,6 +261,7 @@ def test_a_model_without_distillation_has_no_losses_to_compile():
 NO_OPTIONS = [("backnd", "eager"), ("disable", True), ("model", None)]
 
 
+@needs.torch_2_4
 def test_compile_settings():
     assert check_compile("compile", False) is None
     assert check_compile("compile", True) == dict(dynamic=False)
