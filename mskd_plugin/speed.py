@@ -25,6 +25,9 @@ NETWORKS = ("architecture", "teacher")
 COMPILES_BACKBONES = Version(torch.__version__) >= Version("2.4.0.dev0")
 #: Whether torch can trace a backward pass as it runs, without autocast.
 COMPILES_LOSSES = hasattr(torch._functorch.config, "backward_pass_autocast")
+#: Whether a first CUDA graph captured in inference mode leaves those outside of it alone
+#: (pytorch's issue 166792).
+CAPTURES_INFERENCE_MODE = Version(torch.__version__) >= Version("2.11.0.dev0")
 _COMPILE_OPTIONS = set(inspect.signature(torch.compile).parameters) - {"model", "disable"}
 
 
@@ -62,18 +65,25 @@ def _lay_out_images(_: nn.Module, __: tuple, data: Any) -> Any:
     return data
 
 
-def lay_out_like_parameters(optimizer: torch.optim.Optimizer) -> None:
-    """Give an optimizer's state the strides of its parameters.
+def place_state(optimizer: torch.optim.Optimizer) -> None:
+    """Put an optimizer's state, as a checkpoint brings it, where its kernels want it.
 
-    A checkpoint brings the state in the layout that it was written in; fused kernels want one
-    layout for a parameter and all that belongs to it.
+    What is as large as its parameter gets the parameter's strides: the checkpoint's are those of
+    the layout that it was written in, and fused kernels want one. Counts of steps go to the CPU
+    unless the kernels read them on the device: MMEngine loads them onto a GPU, and torch leaves
+    them there and then waits for each of them in each step.
     """
-    for parameter, state in optimizer.state.items():
-        for name, value in state.items():
-            if not isinstance(value, Tensor) or value.shape != parameter.shape:
-                continue
-            if value.stride() != parameter.stride():
-                state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+    for group in optimizer.param_groups:
+        counts_on_device = group.get("fused") or group.get("capturable")
+        for parameter in group["params"]:
+            state = optimizer.state.get(parameter, {})
+            for name, value in state.items():
+                if not isinstance(value, Tensor):
+                    continue
+                if name == "step" and not counts_on_device:
+                    state[name] = value.cpu()
+                elif value.shape == parameter.shape and value.stride() != parameter.stride():
+                    state[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
 def keep_kernels(optimizer: torch.optim.Optimizer, state_dict: dict[str, Any]) -> None:
@@ -128,6 +138,42 @@ def _check_torch(setting: str) -> None:
     if not able:
         raise SettingError(
             setting, f"False before torch {reason}", f"True with torch {torch.__version__}"
+        )
+
+
+def asks_for_cuda_graphs(options: Mapping[str, Any] | None) -> bool:
+    """Whether arguments of ``torch.compile`` lead to CUDA graphs on a GPU."""
+    options = options or {}
+    return (
+        options.get("mode") in ("reduce-overhead", "max-autotune")
+        or options.get("backend") == "cudagraphs"
+        or bool((options.get("options") or {}).get("triton.cudagraphs"))
+    )
+
+
+def check_cuda_graphs(model: nn.Module, accumulated: int) -> None:
+    """Check that a training leaves alone what CUDA graphs overwrite in the next step.
+
+    Args:
+        model: A model without its distributed wrapper.
+        accumulated: Batches whose gradients are added up.
+
+    Raises:
+        SettingError: If gradients, which autograd takes from a graph's memory as they are, have to
+            outlive a step, or torch before 2.11 would capture a teacher in inference mode, which
+            then fails for the student.
+    """
+    if accumulated > 1:
+        raise SettingError(
+            "optim_wrapper.accumulative_counts",
+            "1 with CUDA graphs, which the compilation's mode asks for",
+            accumulated,
+        )
+    if getattr(model, "teacher_inference_mode", False) and not CAPTURES_INFERENCE_MODE:
+        raise SettingError(
+            "model.teacher_inference_mode",
+            "False with CUDA graphs before torch 2.11",
+            f"True with torch {torch.__version__}",
         )
 
 

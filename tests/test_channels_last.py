@@ -14,7 +14,7 @@ from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch import nn
 
 from mskd_plugin.hooks import FastNetworksHook
-from mskd_plugin.speed import lay_out_like_parameters, to_channels_last
+from mskd_plugin.speed import place_state, to_channels_last
 
 
 def test_channels_last_moves_memory_alone():
@@ -83,16 +83,40 @@ def test_optimizer_state_follows_the_layout():
     optimizer.step()
     expected = copy.deepcopy(optimizer.state_dict()["state"])
     layer.to(memory_format=torch.channels_last)
-    lay_out_like_parameters(optimizer)
+    place_state(optimizer)
     assert optimizer.state[layer.weight]["exp_avg"].stride() == layer.weight.stride()
     for index, state in optimizer.state_dict()["state"].items():
         for name, value in state.items():
             assert torch.equal(value, expected[index][name])
 
     layer = layer.to(torch.bfloat16, memory_format=torch.contiguous_format)
-    lay_out_like_parameters(optimizer)  # the weights' type is not the state's
+    place_state(optimizer)  # the weights' type is not the state's
     assert optimizer.state[layer.weight]["exp_avg"].dtype == torch.float32
     assert optimizer.state[layer.weight]["exp_avg"].is_contiguous()
+
+
+@pytest.mark.parametrize("capturable, device", [(False, "cpu"), (True, "meta")])
+def test_counts_of_steps_are_where_the_optimizer_reads_them(monkeypatch, capturable, device):
+    weight = nn.Parameter(torch.zeros(3, device="meta"))  # which stands in for a GPU
+    weight.grad = torch.zeros_like(weight)
+    optimizer = torch.optim.AdamW([weight])
+    optimizer.step()
+    states = optimizer.state_dict()
+    assert states["state"][0]["step"].is_cpu
+    # MMEngine reads a checkpoint onto the device, where torch leaves the counts.
+    states["state"][0]["step"] = states["state"][0]["step"].to("meta")
+    resumed = torch.optim.AdamW([weight])
+    resumed.load_state_dict(states)
+    resumed.param_groups[0]["capturable"] = capturable
+    with pytest.raises(RuntimeError, match="item.. cannot be called on meta"):
+        optimizer.load_state_dict(states)
+        optimizer.step()  # reads the count
+    monkeypatch.setattr(torch.Tensor, "cpu", lambda count: torch.ones(count.shape))
+    place_state(resumed)
+    assert resumed.state[weight]["step"].device.type == device
+    if not capturable:
+        resumed.step()
+        assert resumed.state[weight]["step"] == 2
 
 
 class Several(nn.Module):

@@ -35,8 +35,9 @@ class FastNetworksHook(Hook):
             (:func:`mskd_plugin.speed.compile_losses`), from torch 2.9 on.
 
     Raises:
-        SettingError: When built, if a setting is malformed; before training, if the model cannot
-            be compiled.
+        SettingError: When built, if a setting is malformed or asks too much of this torch; before
+            training, if the model cannot be compiled, or does not go with the CUDA graphs that
+            ``mode="reduce-overhead"`` asks for.
 
     Example:
         ``tools/train.py CONFIG --cfg-options default_hooks.networks.compile=True``
@@ -60,6 +61,12 @@ class FastNetworksHook(Hook):
         self._compiled: list[speed.CompiledMethods] = []
         self._in_epoch = False
 
+    @property
+    def cuda_graphs(self) -> bool:
+        """Whether training steps run as CUDA graphs."""
+        asked = any(speed.asks_for_cuda_graphs(options) for options in self._options.values())
+        return asked and torch.cuda.is_available()
+
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the kernels that the config asks for: a resumed optimizer would take over the
         checkpoint's.
@@ -77,10 +84,14 @@ class FastNetworksHook(Hook):
         Not before: weights of another layout would be drawn in another order.
         """
         wrapper = runner.optim_wrapper
+        wrappers = list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
         self._lay_out(runner)
-        for single in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-            speed.lay_out_like_parameters(single.optimizer)
+        for single in wrappers:
+            speed.place_state(single.optimizer)
         model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        if self.cuda_graphs:
+            accumulated = max(getattr(single, "_accumulative_counts", 1) for single in wrappers)
+            speed.check_cuda_graphs(model, accumulated)
         self._compiled = [
             prepare(model, options)
             for prepare, options in self._options.items()

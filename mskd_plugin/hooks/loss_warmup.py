@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from mmengine.device import get_device
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
@@ -116,8 +117,9 @@ class LossWarmupHook(Hook):
         self._handles.append(loss.register_forward_hook(scale))
         self.factors[name] = 1.0
         self._begins[name] = begin
-        # A number would be a constant of a compiled loss, to be compiled anew in each epoch.
-        self._scales[name] = torch.ones(())
+        # A number would be a constant of a compiled loss, to be compiled anew in each epoch; a
+        # tensor of the CPU would keep the loss out of CUDA graphs.
+        self._scales[name] = torch.ones((), device=get_device())
 
     def _release(self) -> None:
         for handle in self._handles:

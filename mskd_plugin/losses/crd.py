@@ -230,8 +230,12 @@ class MemoryCRDLoss(nn.Module):
         kept = order[last]
         return _Batch(rows[kept], labels[kept], *embeddings[kept].chunk(2, dim=1))
 
+    @torch.compiler.disable
     def _update(self, batch: _Batch) -> None:
-        """Move the batch's rows of the memories towards its embeddings."""
+        """Move the batch's rows of the memories towards its embeddings.
+
+        Not compiled: what CUDA graphs give is overwritten in the next step.
+        """
         # Into new tensors: the backward pass still needs the old ones.
         self.student_memory = self._moved(self.student_memory, batch.rows, batch.student)
         self.teacher_memory = self._moved(self.teacher_memory, batch.rows, batch.teacher)
