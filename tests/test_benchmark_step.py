@@ -90,6 +90,17 @@ def test_the_fast_loop_counts_the_same_operations(rows, tmp_path, monkeypatch):
     assert len(told) == 2 * 7
 
 
+def test_memory_of_cuda_graphs_is_not_measured(rows):
+    subject = object.__new__(benchmark_step.Subject)
+    subject.networks = [SimpleNamespace(cuda_graphs=True)]
+    assert subject.peak_memory() is None
+    row = {**rows[1], "peak memory (MiB)": None, "relative memory": None}
+    table = benchmark_step.markdown([rows[0], row], 1e12).splitlines()
+    titles, first, second = ([c.strip() for c in table[i].split("|")] for i in (2, 4, 5))
+    for title in ("peak MiB", "relative"):
+        assert second[titles.index(title)] == "-" != first[titles.index(title)]
+
+
 def test_a_block_is_timed_as_a_whole(tmp_path, monkeypatch):
     now, waits = [0.0], []
     monkeypatch.setattr(benchmark_step.Subject, "step", lambda self: now.__setitem__(0, now[0] + 3))

@@ -191,6 +191,12 @@ class Subject:
         for part in PARTS:
             self.parts[part].append(spent[part])
 
+    def peak_memory(self) -> float | None:
+        """Measure a step's peak memory, in MiB; that of CUDA graphs passes the allocator by."""
+        if any(hook.cuda_graphs for hook in self.networks):
+            return None
+        return peak_memory(self.step)
+
     def _count_operations(self) -> int:
         """Count the floating point operations of one step, of networks not compiled yet."""
         with FlopCounterMode(display=False) as counter:
@@ -228,7 +234,9 @@ def stopwatch(spent: dict[str, float], watched: list[tuple[str, Any, str]]) -> I
                 setattr(owner, name, method)
 
 
-def report(subjects: list[Subject], memory: list[float], rate: float) -> list[dict[str, Any]]:
+def report(
+    subjects: list[Subject], memory: list[float | None], rate: float
+) -> list[dict[str, Any]]:
     """Gather the figures of every subject, absolute and relative to the first."""
     rows: list[dict[str, Any]] = []
     for subject, peak in zip(subjects, memory):
@@ -251,7 +259,7 @@ def report(subjects: list[Subject], memory: list[float], rate: float) -> list[di
                     a / b for a, b in zip(subject.seconds, subjects[0].seconds)
                 ),
                 "peak memory (MiB)": peak,
-                "relative memory": peak / memory[0],
+                "relative memory": peak / memory[0] if peak and memory[0] else None,
                 "GFLOP per image": flops / subject.batch_size / 1e9,
                 "share of matrix rate": flops / median / rate,
                 "parts (ms)": parts,
@@ -275,25 +283,35 @@ def markdown(rows: list[dict[str, Any]], rate: float) -> str:
         "ms per step (quartiles)": "{ms per step:.2f} ({quartiles[0]:.2f} to {quartiles[1]:.2f})",
         "images/s": "{images per second:.0f}",
         "relative time, by turns": "{relative time:.3f}, {relative time by turns:.3f}",
-        "peak MiB": "{peak memory (MiB):.0f}",
-        "relative": "{relative memory:.3f}",
+        "peak MiB": "{peak}",
+        "relative": "{relative}",
         "GFLOP/image": "{GFLOP per image:.3f}",
         "share of matrix rate": "{share of matrix rate:.1%}",
     }
     figures = "{{parts (ms)[{0}]:.2f}}, {{parts, share of the step[{0}]:.1%}}, {{{0}}}"
     parts = {"ms, share of the step, relative": "{config}"}
     parts |= {part: figures.format(part) for part in PARTS}
-    relative = [
-        {part: "-" if to is None else f"{to:.3f}" for part, to in row["parts, relative"].items()}
+    memory = [
+        {
+            "peak": _number(row["peak memory (MiB)"], ".0f"),
+            "relative": _number(row["relative memory"], ".3f"),
+        }
         for row in rows
+    ]
+    relative = [
+        {part: _number(to, ".3f") for part, to in row["parts, relative"].items()} for row in rows
     ]
     return "\n\n".join(
         [
             f"{device_name()}, bfloat16 matrix rate {rate / 1e12:.3g} TFLOP/s",
-            markdown_table(columns, rows),
+            markdown_table(columns, [row | own for row, own in zip(rows, memory)]),
             markdown_table(parts, [row | own for row, own in zip(rows, relative)]),
         ]
     )
+
+
+def _number(value: float | None, form: str) -> str:
+    return "-" if value is None else f"{value:{form}}"
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -373,7 +391,7 @@ def measure(args: argparse.Namespace) -> None:
     for _ in range(max(2, args.steps // 2)):
         for subject in subjects:
             subject.dissected_step()
-    memory = [peak_memory(subject.step) for subject in subjects]
+    memory = [subject.peak_memory() for subject in subjects]
     rate = matrix_rate()
     rows = report(subjects, memory, rate)
     if is_main_process():

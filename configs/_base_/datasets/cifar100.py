@@ -14,6 +14,7 @@ train_dataloader = dict(
     batch_size=64,
     num_workers=4,
     persistent_workers=False,
+    pin_memory=True,
     worker_init_fn=dict(type="keep_worker_seed"),
     collate_fn=dict(type="default_collate"),
     sampler=dict(type="DefaultSampler", shuffle=True),
@@ -33,6 +34,7 @@ val_dataloader = dict(
     batch_size=256,
     num_workers=4,
     persistent_workers=True,
+    pin_memory=True,
     collate_fn=dict(type="default_collate"),
     sampler=dict(type="DefaultSampler", shuffle=False),
     dataset=dict(
