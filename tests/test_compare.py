@@ -158,6 +158,30 @@ def test_what_no_training_would_take_is_refused_first(compare, tmp_path, options
     assert list(tmp_path.iterdir()) == [kept]
 
 
+@pytest.mark.parametrize("weights", ["a file", "a config"])
+def test_the_first_step_of_every_method_comes_before_any_training(
+    compare, tmp_path, capsys, monkeypatch, weights
+):
+    teacher = save_teacher(tmp_path / "t.pth", seed=1) if weights == "a file" else TEACHER
+    folder, tried = tmp_path / "runs", []
+    compare_dry_run = compare.dry_run
+
+    def dry_run(cfg):
+        compare_dry_run(cfg)
+        tried.append((cfg.model.get("type"), cfg.model.get("teacher_ckpt") is not None))
+
+    monkeypatch.setattr(compare, "dry_run", dry_run)
+    arguments = ["--methods", "student", "kd", "mskd", "--teacher", str(teacher), "--fast"]
+    pair = tmp_path / "pair.py"
+    pair.write_text(f"_base_ = {PAIR!r}\npair = dict(settings=dict(mskd=dict(scales=(1, 16))))\n")
+    with pytest.raises(SettingError, match="`mskd` to be a training that can begin, .*scale 16"):
+        compare.main([str(pair), *arguments, "--work-dir", str(folder), "--cfg-options", *OPTIONS])
+    assert not folder.exists()
+    alone = [("ImageClassifier", False)] * (1 if weights == "a file" else 2)
+    assert tried == [*alone, ("FrozenTeacherDistill", True)]
+    assert "The first step of each: " in capsys.readouterr().out
+
+
 def save_teacher(path, seed):
     torch.manual_seed(seed)
     with DefaultScope.overwrite_default_scope("mmpretrain"):
@@ -168,19 +192,24 @@ def save_teacher(path, seed):
 def test_trainings_of_two_recipes_are_not_mixed(compare, tmp_path):
     def recipe(text, *options):
         (tmp_path / "pair.py").write_text(f'_base_ = "{PAIR}"\n{text}\n')
-        return compare.check(compare.parse_args([str(tmp_path / "pair.py"), *options]))
+        return compare.check(compare.parse_args([str(tmp_path / "pair.py"), *options]))[0]
 
     folder, student = tmp_path / "runs", ("--methods", "student")
+
+    def keep(recipe):
+        compare.check_recipe(folder, recipe)
+        compare.note_recipe(folder, recipe)
+
     first = recipe("", *student)
-    compare.check_recipe(folder, first)
+    keep(first)
     with pytest.raises(SettingError, match="`the settings of the config` to be that of the train"):
         compare.check_recipe(folder, recipe("train_cfg = dict(max_epochs=9)", *student))
     with pytest.raises(SettingError, match="`--fast` to be that of the trainings .*False.*True"):
         compare.check_recipe(folder, recipe("", *student, "--fast"))
     # The student's trainings know nothing of a teacher, which may come later.
     weights = save_teacher(tmp_path / "teacher.pth", seed=1)
-    compare.check_recipe(folder, recipe("", "--teacher", str(weights)))
-    compare.check_recipe(folder, recipe("", "--teacher", str(weights)))
+    keep(recipe("", "--teacher", str(weights)))
+    keep(recipe("", "--teacher", str(weights)))
     save_teacher(weights, seed=2)
     with pytest.raises(SettingError, match="`the file of --teacher` to be that of the trainings"):
         compare.check_recipe(folder, recipe("", "--teacher", str(weights)))
@@ -327,6 +356,7 @@ def test_a_training_that_fails_says_why_and_lets_the_others_finish(
                 *["run", step(1, 1.0), {"accuracy/top1": 50.0, "step": 1}],
             )
 
+    monkeypatch.setattr(compare, "try_first_steps", lambda configs: None)
     monkeypatch.setattr(subprocess, "Popen", Fails)
     arguments = [PAIR, "--methods", "student", "--seeds", "4", "--work-dir", str(tmp_path)]
     with pytest.raises(SystemExit, match="error: student, seed 1: .*train.py.* ended with 2"):
@@ -364,7 +394,7 @@ sys.path.insert(0, {tests!r})
 import toy
 tool = toy.tool("compare")
 tool.ROOT = pathlib.Path({folder!r})
-tool.check = lambda args: dict(config=args.config)
+tool.check = lambda args: (dict(config=args.config), {{}})
 for stop in (tool.signal.SIGINT, tool.signal.SIGTERM):  # ignored by what a shell runs behind it
     tool.signal.signal(stop, tool.signal.default_int_handler)
 tool.main(["pair.py", "--work-dir", {folder!r} + "/runs", "--jobs", "2", "--teacher", {teacher!r}])

@@ -11,6 +11,7 @@ that methods and seeds can be added; interrupted ones are resumed.
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -38,6 +40,7 @@ from mskd_plugin.launch import (
     add_common_options,
     add_switches,
     build_datasets,
+    dry_run,
     is_distillation,
     load_config,
     newest_checkpoint,
@@ -47,6 +50,7 @@ from mskd_plugin.launch import (
 ROOT = Path(__file__).resolve().parent.parent
 SWITCHES = ("amp", "fast", "in_memory")
 RECIPE = "recipe.json"
+TEACHER = "the teacher"  # no method's name
 EPOCH_LINE = re.compile(r"Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (.+?)  ")
 
 
@@ -105,19 +109,24 @@ def train(
     return result
 
 
-def check_recipe(work_dir: Path, recipe: dict[str, object]) -> None:
-    """Refuse to mix trainings of different recipes in one table.
+def check_recipe(work_dir: Path, recipe: dict[str, object], fresh: bool = False) -> None:
+    """Refuse to mix trainings of different recipes in one table, or to forget what is no training.
 
     A setting that was left open, None, may be made later.
 
     Raises:
-        SettingError: If the trainings in ``work_dir`` had other settings, or it holds other things.
+        SettingError: If the trainings in ``work_dir`` had other settings, unless they are to be
+            forgotten, or it holds other things.
     """
     note = work_dir / RECIPE
+    if fresh and work_dir.exists() and not note.exists():
+        raise SettingError("--fresh", f"trainings of this tool, with {RECIPE}", f"{work_dir}/")
     if not note.exists() and work_dir.exists() and any(work_dir.iterdir()):
         raise SettingError(
             "--work-dir", "an empty or new folder, or one of this tool", f"{work_dir}/"
         )
+    if fresh:
+        return
     for name, noted in json.loads(note.read_text()).items() if note.exists() else ():
         if noted is not None and noted != recipe[name]:
             before, now = (
@@ -129,8 +138,12 @@ def check_recipe(work_dir: Path, recipe: dict[str, object]) -> None:
                 now,
                 "--fresh forgets those trainings, --work-dir leaves them where they are.",
             )
+
+
+def note_recipe(work_dir: Path, recipe: dict[str, object]) -> None:
+    """Write what the trainings of a folder have in common."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    note.write_text(json.dumps(recipe, indent=2) + "\n")
+    (work_dir / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -189,11 +202,12 @@ def is_config(teacher: str | None) -> bool:
     return teacher is not None and teacher.endswith(CONFIG_SUFFIXES)
 
 
-def check(args: argparse.Namespace) -> dict[str, object]:
-    """Read every config, build its model and its data as the training will, before any starts.
+def check(args: argparse.Namespace) -> tuple[dict[str, object], dict[str, Config]]:
+    """Read every config as the trainings will.
 
     Returns:
-        What all trainings have in common, by the names of the settings.
+        What all trainings have in common, by the names of the settings; and the config of each
+        training, the teacher's first if it is to be trained.
 
     Raises:
         SettingError: If a method is given twice, or a training would refuse a setting.
@@ -233,7 +247,7 @@ def check(args: argparse.Namespace) -> dict[str, object]:
     # Of trainings side by side each would download them.
     build_datasets(read(args.config, "--method", "student", in_memory=False))
     switches = {f"--{name.replace('_', '-')}": getattr(args, name) for name in SWITCHES}
-    return {
+    recipe = {
         "config": args.config,
         "--teacher": weights,
         **switches,
@@ -241,6 +255,38 @@ def check(args: argparse.Namespace) -> dict[str, object]:
         "the file of --teacher": digest_of_file(weights),
         "the settings of the config": digest(repr(pair.to_dict()).encode()),
     }
+    return recipe, {**({TEACHER: teacher} if is_config(args.teacher) else {}), **of_methods}
+
+
+def try_first_steps(configs: dict[str, Config]) -> None:
+    """Take the first step of each training, without the compilation that may come before it.
+
+    A teacher that is to be trained has random weights until then.
+
+    Raises:
+        SettingError: Naming the training that would refuse a setting.
+    """
+    print(f"The first step of each: {', '.join(configs)}", flush=True)
+    with tempfile.TemporaryDirectory() as folder:
+        for name, cfg in configs.items():
+            if name == TEACHER:
+                weights = Path(folder) / "teacher.pth"
+                torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, weights)
+            elif TEACHER in configs and is_distillation(cfg.model):
+                set_teacher(cfg, str(weights))
+            cfg.experiment_name = (
+                f"trial_of_{name}"  # mmengine tells runs of one second apart by it
+            )
+            cfg.log_level = "ERROR"
+            if networks := (cfg.get("default_hooks") or {}).get("networks"):
+                networks.update(compile=False, compile_losses=False)
+            try:
+                dry_run(cfg)
+            except SettingError as error:
+                raise SettingError(name, "a training that can begin", f"{error}") from error
+            gc.collect()
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
 
 def shapes(model: dict) -> dict[str, torch.Size]:
@@ -256,18 +302,6 @@ def digest(content: bytes) -> str:
 def digest_of_file(source: str | None) -> str | None:
     """Return the digest of a local file; None for an address, or a training to come."""
     return digest(Path(source).read_bytes()) if source and Path(source).is_file() else None
-
-
-def forget(work_dir: Path) -> None:
-    """Remove earlier trainings.
-
-    Raises:
-        SettingError: If the folder is not one of this tool.
-    """
-    if work_dir.exists() and not (work_dir / RECIPE).exists():
-        raise SettingError("--fresh", f"trainings of this tool, with {RECIPE}", f"{work_dir}/")
-    if work_dir.exists():
-        shutil.rmtree(work_dir)
 
 
 def environments(jobs: int) -> SimpleQueue[dict[str, str]]:
@@ -287,10 +321,12 @@ def main(argv: list[str] | None = None) -> None:
     start = time.time()
     work_dir = args.work_dir or Path("work_dirs") / f"compare_{Path(args.config).stem}"
     check_output("--work-dir", work_dir, folder=True)
-    recipe = check(args)
-    if args.fresh:
-        forget(work_dir)
-    check_recipe(work_dir, recipe)
+    recipe, configs = check(args)
+    check_recipe(work_dir, recipe, args.fresh)
+    try_first_steps(configs)
+    if args.fresh and work_dir.exists():
+        shutil.rmtree(work_dir)
+    note_recipe(work_dir, recipe)
     options = shared_options(args)
     running: set[subprocess.Popen] = set()
     teacher = args.teacher

@@ -16,6 +16,7 @@ from mskd_plugin.launch import (
     add_switches,
     build_runner,
     check_work_dir,
+    dry_run,
     load_config,
     set_resume,
     set_teacher,
@@ -51,6 +52,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="scale the learning rate linearly from the config's base batch size to the real one",
     )
+    parser.add_argument(
+        "--dry-run",
+        action="store_true",
+        help="check everything, take the first step, and leave nothing of it",
+    )
     return parser.parse_args(argv)
 
 
@@ -71,7 +77,10 @@ def main(argv: list[str] | None = None) -> None:
     if args.auto_scale_lr:
         scale_learning_rate(cfg)
     check_work_dir(cfg)
-    build_runner(cfg).train()
+    if args.dry_run:
+        dry_run(cfg)
+    else:
+        build_runner(cfg).train()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from mskd_plugin.launch.config import (
     set_teacher,
     use_method,
 )
+from mskd_plugin.launch.dry_run import dry_run
 from mskd_plugin.launch.options import Count, add_common_options, add_overrides, add_switches
 from mskd_plugin.launch.resume import check_work_dir, newest_checkpoint, set_resume
 from mskd_plugin.launch.runner import build_datasets, build_runner, check_batches
@@ -28,6 +29,7 @@ __all__ = [
     "build_runner",
     "check_batches",
     "check_work_dir",
+    "dry_run",
     "for_classifier",
     "is_distillation",
     "keep_student_only",

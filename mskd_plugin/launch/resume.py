@@ -99,10 +99,13 @@ class Resumed(NamedTuple):
         changes: The settings of the distiller that differ, its weights and temperatures for
             example; empty where there are none.
         optimizer: What the optimizer wrapper saved.
+        restored: The settings of optimizer and schedules that differ, and that the checkpoint's
+            state replaces; empty where there are none.
     """
 
     changes: str
     optimizer: Mapping[str, Any]
+    restored: str = ""
 
 
 def check_resumed(cfg: Config) -> Resumed | None:
@@ -126,7 +129,7 @@ def check_resumed(cfg: Config) -> Resumed | None:
     _check_optimizer(cfg, checkpoint, source)
     changes = _check_method(cfg, checkpoint, source)
     _check_weights(cfg, checkpoint["state_dict"], source)
-    return Resumed(changes, checkpoint.get("optimizer") or {})
+    return Resumed(changes, checkpoint.get("optimizer") or {}, _restored(cfg, checkpoint))
 
 
 def check_groups(wrapper: OptimWrapper | OptimWrapperDict, resumed: Resumed | None) -> None:
@@ -213,12 +216,7 @@ def _check_method(cfg: Config, checkpoint: Mapping[str, Any], source: str) -> st
     model = stated_config(checkpoint).get("model")
     if not isinstance(model, dict):
         return ""
-    before, now = (dict(_flat(of.get("distiller"))) for of in (model, cfg.model))
-    changed = {
-        key: f"{key} is {now.get(key, 'absent')} and was {before.get(key, 'absent')}"
-        for key in sorted({*before, *now})
-        if before.get(key) != now.get(key)
-    }
+    changed = _changed(*(of.get("distiller") for of in (model, cfg.model)))
     of_method = [
         text
         for key, text in changed.items()
@@ -232,6 +230,42 @@ def _check_method(cfg: Config, checkpoint: Mapping[str, Any], source: str) -> st
             "Without --resume and with a --work-dir of its own the method trains from the start.",
         )
     return "; ".join(changed.values())
+
+
+def _restored(cfg: Config, checkpoint: Mapping[str, Any]) -> str:
+    """Compare the settings that MMEngine restores, those of the config being without effect."""
+    stated = stated_config(checkpoint)
+    if not stated:
+        return ""
+
+    def schedules_of(of: Mapping[str, Any]) -> list[Any]:
+        schedules = of.get("param_scheduler") or []
+        listed = [schedules] if isinstance(schedules, dict) else schedules
+        loop = of.get("train_cfg") or {}
+        end = loop.get("max_epochs", loop.get("max_iters"))  # where MMEngine lets them end
+        return [{"end": end, **one} if isinstance(one, dict) else one for one in listed]
+
+    def optimizer_of(of: Mapping[str, Any]) -> dict[str, Any]:
+        optimizer = (of.get("optim_wrapper") or {}).get("optimizer") or {}
+        # Kernels follow the config (speed.keep_kernels).
+        return {k: v for k, v in optimizer.items() if k not in ("fused", "foreach")}
+
+    pairs = list(zip(schedules_of(stated), schedules_of(cfg)))  # as MMEngine restores them
+    before, now = (
+        {"optim_wrapper.optimizer": optimizer_of(of), "param_scheduler": [p[i] for p in pairs]}
+        for i, of in enumerate((stated, cfg))
+    )
+    return "; ".join(_changed(before, now).values())
+
+
+def _changed(before: Any, now: Any) -> dict[str, str]:
+    """Tell what nested settings differ, by their dotted names."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    return {
+        key: f"{key} is {new.get(key, 'absent')} and was {old.get(key, 'absent')}"
+        for key in sorted({*old, *new})
+        if old.get(key) != new.get(key)
+    }
 
 
 def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -58,6 +58,11 @@ def build_runner(cfg: Config) -> Runner:
         ) from error
     if resumed and resumed.changes:
         runner.logger.warning(f"The method is resumed with other settings: {resumed.changes}.")
+    if resumed and resumed.restored:
+        runner.logger.warning(
+            "Resuming restores the checkpoint's optimizer and schedules. Without effect: "
+            f"{resumed.restored}."
+        )
     check_initial_weights(runner)
     return runner
 

@@ -1,0 +1,63 @@
+"""Settings of optimizer and schedules that a checkpoint brings: what is told is what happens."""
+
+from __future__ import annotations
+
+import toy
+
+from mskd_plugin import launch
+
+
+def interrupted(folder, **settings):
+    """Train, and leave what an interruption in the second of two epochs leaves."""
+    both = {"default_hooks.checkpoint.max_keep_ckpts": 2}
+    toy.train(toy.runner_config(folder, **both, **settings))
+    (folder / "epoch_2.pth").unlink()
+    (folder / "last_checkpoint").write_text(str(folder / "epoch_1.pth"))
+
+
+def resume(folder, **settings):
+    """Go on, and return the runner and its log."""
+    cfg = toy.runner_config(folder, **settings)
+    launch.set_resume(cfg, "auto")
+    runner, steps = toy.train(cfg)
+    assert steps.count == 3 * (cfg.train_cfg.max_epochs - 1)
+    (log,) = folder.glob(f"*/{runner.timestamp}.log")
+    return runner, log.read_text()
+
+
+def test_changed_settings_without_effect_are_told(tmp_path):
+    interrupted(tmp_path, **{"optim_wrapper.optimizer.lr": 0.05})
+    changed = {"optim_wrapper.optimizer.lr": 0.5, "optim_wrapper.optimizer.weight_decay": 0.25}
+    changed |= {"param_scheduler.milestones": [7], "param_scheduler.gamma": 0.5}
+    runner, log = resume(tmp_path, **changed, **{"optim_wrapper.optimizer.foreach": False})
+    (group,) = runner.optim_wrapper.param_groups
+    assert group["lr"] == 0.05 * 0.1 and group["weight_decay"] != 0.25  # a milestone after 1 epoch
+    (told,) = [line for line in log.splitlines() if "Resuming restores" in line]
+    listed = told.partition("Without effect: ")[2]
+    assert [part.split(" is ")[0] for part in listed.split("; ")] == [
+        "optim_wrapper.optimizer.lr",
+        "optim_wrapper.optimizer.weight_decay",
+        "param_scheduler.0.gamma",
+        "param_scheduler.0.milestones.0",
+    ]
+    assert "optim_wrapper.optimizer.lr is 0.5 and was 0.05" in listed
+
+
+def test_what_takes_effect_is_not_told(tmp_path):
+    interrupted(tmp_path)
+    assert "Without effect" not in resume(tmp_path)[1]
+
+
+def test_a_schedule_does_not_grow_with_the_training(tmp_path):
+    interrupted(tmp_path, **{"param_scheduler.milestones": [2]})
+    longer = {"param_scheduler.milestones": [2], "train_cfg.max_epochs": 4}
+    runner, log = resume(tmp_path, **longer)
+    assert "Without effect: param_scheduler.0.end is 4 and was 2." in log
+    rate = runner.cfg.optim_wrapper.optimizer.lr
+    assert runner.optim_wrapper.param_groups[0]["lr"] == rate  # not a tenth, as from the start
+
+
+def test_schedules_that_are_new_take_effect(tmp_path):
+    interrupted(tmp_path, param_scheduler=None)
+    runner, log = resume(tmp_path)
+    assert "Without effect" not in log and len(runner.param_schedulers) == 1
