@@ -23,6 +23,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mskd_plugin.datasets import BatchSample
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.data_checks import check_normalized
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.trial import check_metrics, two_images, two_items
@@ -63,7 +64,8 @@ class PreflightHook(Hook):
     """Run the checks before training.
 
     - the training data are there, and their classes are as many as the heads' classes;
-    - the teacher's weights are loaded, and its normalisation is the one that the images get;
+    - the teacher's weights are loaded, and its normalisation and order of channels are those that
+      the images get;
     - every recorder records, and every connector and loss takes what it is given, on two training
       images;
     - every distillation loss is finite on them;
@@ -95,6 +97,7 @@ class PreflightHook(Hook):
         check_data(runner.train_dataloader.dataset, model)
         check_images(runner.train_dataloader, model)
         check_warmup_hook(runner, model)
+        check_normalized(runner, model)
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
             check_teacher(model, teacher)
