@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -61,6 +63,64 @@ def check_normalized(runner: Runner, model: BaseModel) -> None:
     runner.logger.warning(
         "The config's `data_preprocessor` states no mean and std: images reach the networks as "
         "they are, 0 to 255."
+    )
+
+
+def check_classes(runner: Runner) -> None:
+    """Check that the data of validation and test number the classes as the training data do.
+
+    Raises:
+        SettingError: If both state their classes and these differ, as those of image folders do
+            where one split lacks a class.
+    """
+    training = runner.train_dataloader.dataset
+    for stage in ("val", "test"):
+        # A test loop that is still a config is not built here.
+        loader = getattr(getattr(runner, f"_{stage}_loop"), "dataloader", None)
+        if loader is not None:
+            compare_classes(
+                classes_of(training), loader.dataset, f"{stage}_dataloader.dataset", "training data"
+            )
+
+
+def classes_of(dataset: Any) -> Sequence[str] | None:
+    """Return the names of a data set's classes, or None where it does not state them."""
+    return (getattr(dataset, "metainfo", None) or {}).get("classes")
+
+
+def trained_classes(checkpoint: Mapping[str, Any]) -> Sequence[str] | None:
+    """Return the classes that MMEngine noted in a checkpoint, or None where it states none."""
+    found: Any = checkpoint
+    for key in ("meta", "dataset_meta", "classes"):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
+
+
+def compare_classes(
+    expected: Sequence[str] | None, dataset: Any, setting: str, source: str
+) -> None:
+    """Check that a data set has the classes of the training, in the same order.
+
+    Args:
+        expected: The classes of the training; None where they are not known.
+        dataset: A data set.
+        setting: Place of ``dataset`` in the config.
+        source: Where ``expected`` comes from, for errors.
+
+    Raises:
+        SettingError: If both are known and differ.
+    """
+    given = classes_of(dataset)
+    if not expected or not given or list(expected) == list(given):
+        return
+    pairs = enumerate(itertools.zip_longest(expected, given))
+    index, (known, found) = next((i, pair) for i, pair in pairs if pair[0] != pair[1])
+    raise SettingError(
+        setting,
+        f"data with the {len(expected)} classes of the {source}, number {index} of them {known!r}",
+        f"{len(given)} classes, number {index} {found!r}",
+        "Labels are numbers of classes: give classes=[...], the same list, to the data sets "
+        "(CustomDataset else takes the names of the folders that are there).",
     )
 
 

@@ -23,10 +23,10 @@ from torch.utils.hooks import RemovableHandle
 
 from mskd_plugin.datasets import BatchSample
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.data_checks import check_normalized
+from mskd_plugin.hooks.data_checks import check_classes, check_normalized
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
-from mskd_plugin.hooks.trial import check_metrics, two_images, two_items
+from mskd_plugin.hooks.trial import check_metrics, read_items, two_images
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.schedule import schedulers_of
 from mskd_plugin.switches import schedule_with_own_rate
@@ -63,7 +63,8 @@ def check_data_roots(cfg: ConfigDict) -> None:
 class PreflightHook(Hook):
     """Run the checks before training.
 
-    - the training data are there, and their classes are as many as the heads' classes;
+    - the training data are there and can be read, their classes are as many as the heads' classes
+      and those of the validation and test data;
     - the teacher's weights are loaded, and its normalisation and order of channels are those that
       the images get;
     - every recorder records, and every connector and loss takes what it is given, on two training
@@ -95,6 +96,7 @@ class PreflightHook(Hook):
         check_recomputed(runner, model)
         check_batch_size(runner)
         check_data(runner.train_dataloader.dataset, model)
+        check_classes(runner)
         check_images(runner.train_dataloader, model)
         check_warmup_hook(runner, model)
         check_normalized(runner, model)
@@ -241,7 +243,7 @@ def check_images(loader: DataLoader, model: BaseModel) -> None:
     if not isinstance(model.data_preprocessor, ClsDataPreprocessor):
         return
     with unchanged_random_state():
-        items = two_items(loader.dataset)
+        items = read_items(loader.dataset)
     first = items if isinstance(items, dict) else items[0]
     if not isinstance(first, dict) or "inputs" not in first:
         raise SettingError(
