@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 import toy
-from mmengine.dataset import ConcatDataset
+from mmengine.dataset import ConcatDataset, DefaultSampler
 from mmpretrain.datasets import CustomDataset
 from tool_runs import TEACHER, call
 from torch.utils.data import DataLoader
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.data_checks import check_classes, trained_classes
+from mskd_plugin.hooks.data_checks import check_classes, images_per_process, trained_classes
+from mskd_plugin.hooks.preflight import PreflightHook
 from mskd_plugin.hooks.trial import read_items, two_images
+from mskd_plugin.launch import build_runner
 
 LOADING = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
 
@@ -117,3 +119,97 @@ def test_an_image_that_cannot_be_read_is_named_inside_wrappers_and_without_a_fil
     Failing.__getitems__ = Failing.__getitem__
     with pytest.raises(SettingError, match="got the first images: OSError"):
         read_items(Failing([1]))
+
+
+ONE = "The last of an epoch's batches of 8 has one image"
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"dataset.indices": 25}, ONE),
+        ({"dataset.indices": 1}, ONE),
+        ({"dataset.indices": 24}, None),
+        ({"dataset.indices": 26}, None),
+        ({"dataset.indices": 25, "drop_last": True}, None),
+        ({"dataset.indices": 25, "sampler.type": "InfiniteSampler"}, None),
+        ({"dataset.indices": 3, "batch_size": 1, "drop_last": True}, "A batch has one image"),
+    ],
+)
+def test_batches_of_one_image_are_a_warning(tmp_path, capsys, settings, told):
+    cfg = toy.runner_config(
+        tmp_path, **{f"train_dataloader.{key}": value for key, value in settings.items()}
+    )
+    runner = build_runner(cfg)
+    before = {name: value.clone() for name, value in runner.model.state_dict().items()}
+    training, random = runner.model.training, torch.get_rng_state()
+    PreflightHook().before_train(runner)
+    text = "".join(capsys.readouterr())
+    assert text.count("has one image") == (told is not None)
+    assert told is None or f"{told}, from which BatchNorm" in text
+    assert runner.model.training is training and torch.equal(random, torch.get_rng_state())
+    for name, value in runner.model.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("model", [None, toy.classifier("student")], ids=["pair", "student"])
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"dataset.indices": 25}, "`train_dataloader.drop_last` to be True.* 25 images in .* of 8"),
+        ({"batch_size": 1}, "`train_dataloader.batch_size` to be at least 2, .*, but got 1"),
+    ],
+)
+def test_a_student_that_cannot_train_on_one_image_is_refused(tmp_path, model, settings, match):
+    cfg = toy.runner_config(
+        tmp_path, model, **{f"train_dataloader.{key}": value for key, value in settings.items()}
+    )
+    student = cfg.model.get("architecture", cfg.model)
+    student.neck = [student.neck, dict(type="LinearNeck", in_channels=8, out_channels=8)]
+    student.neck[1]["norm_cfg"] = dict(type="BN1d")
+    toy.fails(cfg, match)
+    cfg.train_dataloader.update(drop_last=True, batch_size=8)
+    cfg.experiment_name += "_b"
+    assert toy.train(cfg)[1].count == 6
+
+
+@pytest.mark.parametrize(
+    ("count", "round_up", "counts"), [(24, False, {12}), (25, False, {12, 13}), (25, True, {13})]
+)
+def test_the_images_of_each_process_are_counted(monkeypatch, count, round_up, counts):
+    found = set()
+    for rank in range(2):
+        monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, 2))
+        sampler = DefaultSampler(range(count), seed=0, round_up=round_up)
+        found.add(len(sampler))
+        loader = DataLoader(range(count), batch_size=8, sampler=sampler)
+        assert images_per_process(loader, 2) == counts
+    assert found == counts
+
+
+@pytest.mark.parametrize(
+    ("count", "negatives", "world_size", "settings", "fails"),
+    [
+        (25, "all", 2, {}, True),
+        (24, "all", 2, {}, False),
+        (25, "process", 2, {}, False),
+        (25, "all", 1, {}, False),
+        (25, "all", 2, {"drop_last": True}, False),
+        (31, "all", 2, {"drop_last": True}, True),
+        (25, "all", 2, {"sampler.round_up": True}, False),
+    ],
+)
+def test_gathered_batches_are_of_one_size(tmp_path, count, negatives, world_size, settings, fails):
+    model = toy.algorithm(distiller=toy.distiller(), teacher_ckpt=str(toy.teacher_file(tmp_path)))
+    model["distiller"]["distill_losses"]["loss_mskd_stage3"]["negatives"] = negatives
+    settings = {"dataset.indices": count, "sampler.round_up": False, **settings}
+    cfg = toy.runner_config(
+        tmp_path, model, **{f"train_dataloader.{key}": value for key, value in settings.items()}
+    )
+    runner = build_runner(cfg)
+    runner._world_size = world_size
+    if not fails:
+        return PreflightHook().before_train(runner)
+    told = f"`train_dataloader.sampler.round_up` to be True .* False with {count} images for 2 proc"
+    with pytest.raises(SettingError, match=told):
+        PreflightHook().before_train(runner)

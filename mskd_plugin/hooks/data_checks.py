@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.dataset import InfiniteSampler
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from torch import nn
-from torch.utils.data import IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from mskd_plugin.checkpoints.normalization import (
     check_normalization,
@@ -22,7 +23,7 @@ from mskd_plugin.checkpoints.normalization import (
 from mskd_plugin.checkpoints.weights import read_checkpoint
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.random_state import unchanged_random_state
-from mskd_plugin.hooks.trial import two_images
+from mskd_plugin.hooks.trial import read_items, two_images
 
 #: Normalised pixels are a few deviations at most, others reach 255.
 LARGEST_NORMALIZED = 20
@@ -122,6 +123,87 @@ def compare_classes(
         "Labels are numbers of classes: give classes=[...], the same list, to the data sets "
         "(CustomDataset else takes the names of the folders that are there).",
     )
+
+
+def images_per_process(loader: DataLoader, world_size: int) -> set[int]:
+    """Return how many images processes read in an epoch, one number where all read as many."""
+    if getattr(loader.sampler, "round_up", True):
+        return {len(loader.sampler)}  # type: ignore[arg-type]
+    count = len(loader.dataset)  # type: ignore[arg-type]
+    return {count // world_size, -(-count // world_size)}
+
+
+def check_single_images(runner: Runner, model: BaseModel) -> None:
+    """Warn of batches of one image, which leave losses between images nothing to compare.
+
+    They are met after a whole epoch where it is the last batch. The student is tried on one image
+    in training mode; its statistics are put back, its mode and random states are the caller's.
+
+    Raises:
+        SettingError: If the student's BatchNorm has one value a channel of such a batch.
+    """
+    loader = runner.train_dataloader
+    size = loader.batch_size  # None with a batch sampler
+    if size is None or isinstance(loader.dataset, IterableDataset):
+        return
+    ends = not loader.drop_last and not isinstance(loader.sampler, InfiniteSampler)
+    counts = images_per_process(loader, runner.world_size) if ends else set()
+    ending_so = [count for count in counts if count % size == 1]
+    if size > 1 and not ending_so:
+        return
+    setting, needed = "train_dataloader.drop_last", "True"
+    told = f"The last of an epoch's batches of {size} has one image"
+    if size == 1:
+        setting, needed, told = "train_dataloader.batch_size", "at least 2", "A batch has one image"
+    student = getattr(model, "student", model)
+    try:
+        _train_on_one_image(student, model, loader)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise SettingError(
+            setting,
+            f"{needed}, since the student's BatchNorm cannot train on one image",
+            1 if size == 1 else f"False with {ending_so[0]} images in batches of {size}",
+        ) from error
+    runner.logger.warning(
+        f"{told}, from which BatchNorm takes its statistics, and which leaves losses between "
+        f"images, contrastive ones among them, nothing to compare; {setting} "
+        f"{'of at least 2' if size == 1 else '= True'} avoids that."
+    )
+
+
+def _train_on_one_image(student: nn.Module, model: BaseModel, loader: DataLoader) -> None:
+    data = model.data_preprocessor(loader.collate_fn(read_items(loader.dataset, count=1)), True)
+    saved = [(buffer, buffer.clone()) for buffer in student.buffers()]
+    student.train()
+    try:
+        student(**data, mode="loss")
+    finally:
+        for buffer, value in saved:
+            buffer.copy_(value)
+
+
+def check_even_batches(runner: Runner, model: BaseModel) -> None:
+    """Check that all processes have batches of one size where a loss gathers them.
+
+    Raises:
+        SettingError: If the sampler gives some processes one image more.
+    """
+    losses = getattr(getattr(model, "distiller", None), "distill_losses", None) or {}
+    gathers = any(getattr(loss, "negatives", None) == "all" for loss in losses.values())
+    loader = runner.train_dataloader
+    if not gathers or runner.world_size == 1 or isinstance(loader.dataset, IterableDataset):
+        return
+    counts = images_per_process(loader, runner.world_size)
+    whole = loader.batch_size if loader.drop_last and loader.batch_size else 1
+    if len({count // whole for count in counts}) > 1:
+        raise SettingError(
+            "train_dataloader.sampler.round_up",
+            "True for a loss with negatives='all', which needs batches of one size in all "
+            "processes",
+            f"False with {len(loader.dataset)} images for {runner.world_size} processes",
+        )
 
 
 def _teacher_checkpoint(runner: Runner, model: BaseModel) -> tuple[str, Any]:

@@ -23,7 +23,12 @@ from torch.utils.hooks import RemovableHandle
 
 from mskd_plugin.datasets import BatchSample
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.data_checks import check_classes, check_normalized
+from mskd_plugin.hooks.data_checks import (
+    check_classes,
+    check_even_batches,
+    check_normalized,
+    check_single_images,
+)
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.trial import check_metrics, read_items, two_images
@@ -76,10 +81,12 @@ class PreflightHook(Hook):
       and no schedule ends before training does;
     - all processes begin at the same step, with gradients for all that they train, and no recorder
       is inside a module whose forward runs without gradients;
-    - the learning rate is meant for the batch size, else there is a warning.
+    - processes whose images are gathered by a loss have batches of one size;
+    - the learning rate is meant for the batch size, and no batch has one image, else there is a
+      warning, or an error where the student cannot train on that.
 
-    The images run in eval mode without gradients; parameters, statistics and random states stay
-    as they were.
+    The images run without gradients, in eval mode but for that last check; parameters, statistics
+    and random states stay as they were.
     """
 
     priority = "HIGHEST"
@@ -100,9 +107,12 @@ class PreflightHook(Hook):
         check_images(runner.train_dataloader, model)
         check_warmup_hook(runner, model)
         check_normalized(runner, model)
+        check_even_batches(runner, model)
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
             check_teacher(model, teacher)
+        with _unchanged(model):
+            check_single_images(runner, model)
         check_schedules(runner)
         check_best(runner)
         if runner.val_loop is not None:
