@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 import toy
 from mmengine.config import Config
+from mmengine.model import ImgDataPreprocessor
 from mmpretrain.models import ClsDataPreprocessor
 
-from mskd_plugin.checkpoints.normalization import check_normalization, stated_normalization
+from mskd_plugin.checkpoints.normalization import (
+    check_normalization,
+    stated_normalization,
+    stated_reversal,
+)
+from mskd_plugin.data_preprocessor import BatchDataPreprocessor
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.data_checks import _check_reversal
+from mskd_plugin.launch import build_runner
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 STATED = dict(mean=MEAN, std=STD)
@@ -117,3 +126,131 @@ def test_a_distillation_refuses_a_teacher_of_other_images(tmp_path):
     other = write_teacher(tmp_path / "other", data_preprocessor=dict(own, mean=[127.5] * 3))
     with pytest.raises(SettingError, match=r"mean \[80.0, 80.0, 80.0\].*mean \[127.5, 127.5"):
         toy.build(teacher_ckpt=other)
+
+
+RAW = dict(type="mmpretrain.ClsDataPreprocessor")
+NOBODY = "states no mean and std: images reach the networks as they are, 0 to 255"
+
+
+@pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])
+@pytest.mark.parametrize("hooks", [[dict(type="PreflightHook")], []], ids=["hook", "none"])
+@pytest.mark.parametrize("given", [RAW, None], ids=["neither", "no preprocessor"])
+def test_raw_images_for_a_teacher_that_knows_normalised_ones(tmp_path, kind, hooks, given):
+    teacher = write_teacher(tmp_path, data_preprocessor=STATED)
+    model = toy.algorithm(kind, teacher_ckpt=teacher, data_preprocessor=given)
+    cfg = toy.runner_config(tmp_path, model, custom_hooks=hooks)
+    cfg.data_preprocessor = given
+    told = r"`data_preprocessor` to be .*mean \[123.675.*std \[58.395.*but got none with mean"
+    with pytest.raises(SettingError, match=told):
+        build_runner(cfg).train()
+
+
+def test_raw_images_for_a_teacher_whose_own_preprocessor_normalises(tmp_path):
+    teacher = dict(toy.classifier("teacher"), data_preprocessor=dict(STATED))
+    model = toy.algorithm(
+        teacher=teacher, teacher_ckpt=str(toy.teacher_file(tmp_path)), data_preprocessor=RAW
+    )
+    toy.fails(toy.runner_config(tmp_path, model), r"`data_preprocessor` .*mean \[123.6")
+
+
+@pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])
+def test_other_images_in_a_config_of_mmrazors_own(tmp_path, kind):
+    model = toy.algorithm(kind, teacher_ckpt=write_teacher(tmp_path, data_preprocessor=STATED))
+    with pytest.raises(SettingError, match=r"teacher_ckpt.*trained with mean \[123.675"):
+        build_runner(toy.runner_config(tmp_path, model, custom_hooks=[]))
+
+
+@pytest.mark.parametrize("normalizes", [False, True])
+@pytest.mark.parametrize("stated", [{}, dict(mean=[0] * 3, std=[1] * 3)], ids=["none", "as is"])
+def test_raw_images_that_nobody_speaks_of_are_one_warning(tmp_path, capsys, stated, normalizes):
+    teacher = write_teacher(tmp_path, data_preprocessor=stated)
+    model = toy.algorithm(teacher_ckpt=teacher, data_preprocessor=RAW)
+    cfg = toy.runner_config(tmp_path, model, **{"train_cfg.max_epochs": 1})
+    cfg.data_preprocessor = RAW
+    if normalizes:
+        for loader in (cfg.train_dataloader, cfg.val_dataloader):
+            transform = dict(type="Normalize", mean=[80.0] * 3, std=[80.0] * 3, to_rgb=False)
+            loader.dataset.pipeline.insert(-1, transform)
+    toy.train(cfg)
+    assert "".join(capsys.readouterr()).count(NOBODY) == (not normalizes)
+
+
+def test_images_that_a_transform_normalises_are_taken(tmp_path, capsys):
+    teacher = write_teacher(tmp_path, data_preprocessor=STATED)
+    model = toy.algorithm(teacher_ckpt=teacher, data_preprocessor=RAW)
+    cfg = toy.runner_config(tmp_path, model, **{"train_cfg.max_epochs": 1})
+    cfg.data_preprocessor = RAW
+    for loader in (cfg.train_dataloader, cfg.val_dataloader):
+        loader.dataset.pipeline.insert(-1, dict(type="Normalize", **STATED, to_rgb=False))
+    assert toy.train(cfg)[1].count == 3
+    assert NOBODY not in "".join(capsys.readouterr())
+
+
+FILES = dict(type="CustomDataset", pipeline=[dict(type="LoadImageFromFile"), dict(type="Pack")])
+ARRAYS = dict(type="mmpretrain.CIFAR100", pipeline=[dict(type="PackInputs")])
+WRAPPED = dict(type="RepeatDataset", times=2, dataset=FILES)
+OWN_ORDER = dict(FILES, pipeline=[*FILES["pipeline"], dict(type="NumpyToPIL", to_rgb=True)])
+CHANNELS = dict(STATED, to_rgb=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (dict(data_preprocessor=CHANNELS, train_dataloader=dict(dataset=FILES)),
+         (True, "LoadImageFromFile")),
+        (dict(data_preprocessor=dict(STATED, to_rgb=False), train_dataloader=dict(dataset=ARRAYS)),
+         (False, "CIFAR100")),
+        (dict(data_preprocessor=dict(STATED, bgr_to_rgb=True, rgb_to_bgr=False),
+              train_dataloader=dict(dataset=WRAPPED)), (True, "LoadImageFromFile")),
+        (dict(img_norm_cfg=CHANNELS, data=dict(train=dict(type="ImageNet", pipeline=[
+            dict(type="LoadImageFromFile"), dict(type="Normalize", **CHANNELS)]))),
+         (True, "LoadImageFromFile")),
+        (dict(data_preprocessor=STATED, train_dataloader=dict(dataset=FILES)), None),
+        (dict(data_preprocessor=CHANNELS, train_dataloader=dict(dataset=OWN_ORDER)), None),
+        (dict(data_preprocessor=CHANNELS, train_dataloader=dict(dataset=dict(type="X"))), None),
+        (dict(data_preprocessor=CHANNELS), None),
+        (dict(train_dataloader=dict(dataset=FILES)), None),
+    ],
+)  # fmt: skip
+def test_the_order_of_channels_in_a_checkpoint_is_read(settings, expected):
+    assert stated_reversal(checkpoint(**settings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "dataset", "fails"),
+    [
+        (preprocessor(), FILES, True),
+        (preprocessor(to_rgb=True), FILES, False),
+        (preprocessor(), ARRAYS, False),  # which are RGB as they are
+        (preprocessor(), OWN_ORDER, False),
+        (preprocessor(), None, False),
+        (ImgDataPreprocessor(**STATED, bgr_to_rgb=True), WRAPPED, False),
+        (ImgDataPreprocessor(**STATED), WRAPPED, True),
+        (BatchDataPreprocessor(**STATED, to_rgb=True), FILES, False),
+        (BatchDataPreprocessor(**STATED), FILES, True),
+    ],
+)
+def test_another_order_of_channels_is_refused_where_it_matters(given, dataset, fails):
+    stated = checkpoint(data_preprocessor=CHANNELS, train_dataloader=dict(dataset=FILES))
+    runner = SimpleNamespace(cfg=Config(dict(train_dataloader=dict(dataset=dataset))))
+    if not fails:
+        return _check_reversal(runner, given, stated, "t.pth")
+    told = "`data_preprocessor.to_rgb` to be True, as in the training of 't.pth', but got False"
+    with pytest.raises(SettingError, match=told):
+        _check_reversal(runner, given, stated, "t.pth")
+
+
+def test_a_distillation_refuses_a_teacher_of_another_order_of_channels(tmp_path):
+    own = {key: toy.PREPROCESSOR[key] for key in ("mean", "std")}
+    for to_rgb in (True, False):
+        cfg = toy.runner_config(tmp_path / str(to_rgb))
+        dataset = cfg.train_dataloader.dataset.to_dict()
+        cfg.model.teacher_ckpt = write_teacher(
+            tmp_path / str(to_rgb),
+            data_preprocessor=dict(own, to_rgb=to_rgb),
+            train_dataloader=dict(dataset=dataset),
+        )
+        if to_rgb:
+            toy.fails(cfg, "`data_preprocessor.to_rgb` to be True")
+        else:
+            assert toy.train(cfg)[1].count == 6

@@ -267,9 +267,11 @@ def test_the_config_for_ones_own_use_trains(tmp_path, monkeypatch, kind):
     wrapper = OptimWrapper(torch.optim.SGD(trained, lr=1e-3))
     # Four windows to the side need a last stage of 4 x 4, 32 pixels each.
     batch = dict(
-        inputs=torch.randn(2, 3, 128, 128),
+        inputs=torch.randint(256, (2, 3, 128, 128), dtype=torch.uint8),
         data_samples=[DataSample().set_gt_label(label) for label in (3, 999)],
     )
+    seen = model.data_preprocessor(batch, True)["inputs"]
+    assert seen.mean().abs() < 0.5 and (seen.std() - 1).abs() < 0.5
     steps = [model.train_step(batch, wrapper) for _ in range(3)]
     for name in ("student.loss", "distill.loss_mskd_stage4"):
         values = [step[name].item() for step in steps]

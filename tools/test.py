@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mskd_plugin.checkpoints.weights import load_weights
+from mskd_plugin.checkpoints.weights import load_weights, read_checkpoint
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.data_checks import compare_classes, trained_classes
 from mskd_plugin.launch import (
     TESTING,
     add_common_options,
@@ -58,6 +59,12 @@ def main(argv: list[str] | None = None) -> None:
     runner = build_runner(cfg)
     model = runner.model.module if hasattr(runner.model, "module") else runner.model
     load_weights(model, args.checkpoint, setting="checkpoint")
+    compare_classes(
+        trained_classes(read_checkpoint(args.checkpoint, setting="checkpoint")),
+        runner.test_dataloader.dataset,
+        "test_dataloader.dataset",
+        f"training of {args.checkpoint!r}",
+    )
     runner.test()
 
 

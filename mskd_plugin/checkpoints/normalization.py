@@ -15,6 +15,7 @@ from mskd_plugin.errors import SettingError
 #: Differences up to this share of the standard deviation are roundings of one published number.
 TOLERANCE = 0.01
 _NAMES = ("mean", "std")
+_FILES = "LoadImageFromFile"
 
 
 def stated_normalization(checkpoint: Mapping[str, Any]) -> dict[str, list[float]]:
@@ -37,12 +38,73 @@ def stated_normalization(checkpoint: Mapping[str, Any]) -> dict[str, list[float]
         >>> stated_normalization({})
         {}
     """
+    place = _normalization_place(stated_config(checkpoint))
+    return {name: _numbers(place[name]) for name in _NAMES if place}
+
+
+def stated_reversal(checkpoint: Mapping[str, Any]) -> tuple[bool, str] | None:
+    """Return whether the config inside a checkpoint reverses the channels, and of which images.
+
+    Args:
+        checkpoint: See :func:`stated_normalization`.
+
+    Returns:
+        ``to_rgb``, and where the images come from, see :func:`image_source`; None where the
+        checkpoint does not state both.
+
+    Example:
+        >>> pipeline = "[dict(type='LoadImageFromFile')]"
+        >>> lines = (
+        ...     "data_preprocessor = dict(mean=[1.0], std=[4.0], to_rgb=True)",
+        ...     f"train_dataloader = dict(dataset=dict(type='ImageNet', pipeline={pipeline}))",
+        ... )
+        >>> stated_reversal({"meta": {"cfg": "; ".join(lines)}})
+        (True, 'LoadImageFromFile')
+    """
     top = stated_config(checkpoint)
+    place = _normalization_place(top)
+    # MMEngine's own preprocessor has the other names; before MMEngine data sets were in `data`.
+    stated = [place.get(key) for key in ("to_rgb", "bgr_to_rgb", "rgb_to_bgr")]
+    dataset = _settings(top.get("train_dataloader")).get("dataset")
+    source = image_source(dataset or _settings(top.get("data")).get("train"))
+    if source is None or not any(isinstance(value, bool) for value in stated):
+        return None
+    return any(value is True for value in stated), source
+
+
+def image_source(dataset: Any) -> str | None:
+    """Tell images in one order of channels from those in another, by what loads them.
+
+    Args:
+        dataset: Config of a data set.
+
+    Returns:
+        ``"LoadImageFromFile"``, which gives blue, green, red; else the type of the data set, inside
+        its wrappers; None where that is not known, or a transform orders channels by itself.
+    """
+    while isinstance(inner := _settings(dataset).get("dataset"), dict):
+        dataset = inner
+    pipeline = _settings(dataset).get("pipeline")
+    if not isinstance(pipeline, list) or not all(isinstance(t, dict) for t in pipeline):
+        return None
+    kinds = [_last_name(transform.get("type")) for transform in pipeline]
+    for kind, transform in zip(kinds, pipeline):
+        # Before MMEngine it was `Normalize` that reversed them.
+        if kind != "Normalize" and {"to_rgb", "to_bgr"} & transform.keys():
+            return None
+    return _FILES if _FILES in kinds else _last_name(dataset.get("type"))
+
+
+def _last_name(kind: Any) -> str:
+    return str(getattr(kind, "__name__", kind)).split(".")[-1]
+
+
+def _normalization_place(top: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that state mean and std, or none."""
     of_model = _settings(top.get("model")).get("data_preprocessor")
     for place in (of_model, top.get("data_preprocessor"), top.get("img_norm_cfg")):
-        stated = {name: _numbers(_settings(place).get(name)) for name in _NAMES}
-        if all(stated.values()):
-            return stated
+        if all(_numbers(_settings(place).get(name)) for name in _NAMES):
+            return _settings(place)
     return {}
 
 
@@ -67,7 +129,8 @@ def check_normalization(
     Args:
         checkpoint: See :func:`stated_normalization`.
         data_preprocessor: What normalises the images, with buffers ``mean`` and ``std``; without
-            them nothing is checked.
+            them nothing is checked, since a transform may normalise them:
+            :func:`mskd_plugin.hooks.data_checks.check_normalized` knows.
         source: Where the checkpoint comes from, for errors.
         setting: Name of the setting, for errors.
 
@@ -86,8 +149,8 @@ def check_normalization(
         raise SettingError(
             setting,
             "weights trained on images that were normalised as this config's `data_preprocessor` "
-            f"does it, with {_told(given)}",
-            f"{str(source)!r}, trained with {_told(stated)}",
+            f"does it, with {told(given)}",
+            f"{str(source)!r}, trained with {told(stated)}",
             "Both networks see the same images: state the teacher's mean and std there.",
         )
 
@@ -102,5 +165,6 @@ def _close(stated: list[float], given: list[float], std: list[float]) -> bool:
     return bool(((a - b).abs() <= TOLERANCE * s.abs()).all())
 
 
-def _told(values: Mapping[str, list[float]]) -> str:
+def told(values: Mapping[str, list[float]]) -> str:
+    """Tell a mean and std, for errors."""
     return ", ".join(f"{name} {[round(v, 4) for v in values[name]]}" for name in _NAMES)

@@ -23,9 +23,15 @@ from torch.utils.hooks import RemovableHandle
 
 from mskd_plugin.datasets import BatchSample
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.data_checks import (
+    check_classes,
+    check_even_batches,
+    check_normalized,
+    check_single_images,
+)
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
-from mskd_plugin.hooks.trial import check_metrics, two_images, two_items
+from mskd_plugin.hooks.trial import check_metrics, read_items, two_images
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.schedule import schedulers_of
 from mskd_plugin.switches import schedule_with_own_rate
@@ -62,8 +68,10 @@ def check_data_roots(cfg: ConfigDict) -> None:
 class PreflightHook(Hook):
     """Run the checks before training.
 
-    - the training data are there, and their classes are as many as the heads' classes;
-    - the teacher's weights are loaded, and its normalisation is the one that the images get;
+    - the training data are there and can be read, their classes are as many as the heads' classes
+      and those of the validation and test data;
+    - the teacher's weights are loaded, and its normalisation and order of channels are those that
+      the images get;
     - every recorder records, and every connector and loss takes what it is given, on two training
       images;
     - every distillation loss is finite on them;
@@ -73,10 +81,12 @@ class PreflightHook(Hook):
       and no schedule ends before training does;
     - all processes begin at the same step, with gradients for all that they train, and no recorder
       is inside a module whose forward runs without gradients;
-    - the learning rate is meant for the batch size, else there is a warning.
+    - processes whose images are gathered by a loss have batches of one size;
+    - the learning rate is meant for the batch size, and no batch has one image, else there is a
+      warning, or an error where the student cannot train on that.
 
-    The images run in eval mode without gradients; parameters, statistics and random states stay
-    as they were.
+    The images run without gradients, in eval mode but for that last check; parameters, statistics
+    and random states stay as they were.
     """
 
     priority = "HIGHEST"
@@ -93,11 +103,16 @@ class PreflightHook(Hook):
         check_recomputed(runner, model)
         check_batch_size(runner)
         check_data(runner.train_dataloader.dataset, model)
+        check_classes(runner)
         check_images(runner.train_dataloader, model)
         check_warmup_hook(runner, model)
+        check_normalized(runner, model)
+        check_even_batches(runner, model)
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
             check_teacher(model, teacher)
+        with _unchanged(model):
+            check_single_images(runner, model)
         check_schedules(runner)
         check_best(runner)
         if runner.val_loop is not None:
@@ -238,7 +253,7 @@ def check_images(loader: DataLoader, model: BaseModel) -> None:
     if not isinstance(model.data_preprocessor, ClsDataPreprocessor):
         return
     with unchanged_random_state():
-        items = two_items(loader.dataset)
+        items = read_items(loader.dataset)
     first = items if isinstance(items, dict) else items[0]
     if not isinstance(first, dict) or "inputs" not in first:
         raise SettingError(

@@ -17,12 +17,45 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.schedule import schedulers_of
 
 
-def two_items(dataset: Any) -> Any:
-    """Read two images of a data set as torch's loader would, not collated."""
-    indices = [i % len(dataset) for i in range(2)]
+def read_items(dataset: Any, setting: str = "train_dataloader", count: int = 2) -> Any:
+    """Read the first images of a data set as torch's loader would, not collated.
+
+    Args:
+        dataset: The data set.
+        setting: Place of its loader in the config.
+        count: How many; one image is read again where the data set has no other.
+
+    Raises:
+        SettingError: If an image cannot be read.
+    """
+    indices = [i % len(dataset) for i in range(count)]
     # What torch's loader prefers where a data set has it.
     read = getattr(dataset, "__getitems__", None)
-    return read(indices) if read else [dataset[i] for i in indices]
+    items, place = [], "the first images"
+    try:
+        if read:
+            return read(indices)
+        for index in indices:
+            place = _file_of(dataset, index)
+            items.append(dataset[index])
+    except SettingError:
+        raise
+    except Exception as error:  # of a decoder, or of whatever transform
+        cause = (str(error).strip().splitlines() or ["no message"])[0]
+        raise SettingError(
+            f"{setting}.dataset",
+            "images that its pipeline can read",
+            f"{place}: {type(error).__name__}: {cause}",
+        ) from error
+    return items
+
+
+def _file_of(dataset: Any, index: int) -> str:
+    """Name an image by its file, or by its number where the data set does not tell."""
+    try:
+        return repr(str(dataset.get_data_info(index)["img_path"]))
+    except (AttributeError, LookupError, TypeError):  # a data set of another kind
+        return f"image {index}"
 
 
 def two_images(loader: DataLoader, setting: str = "train_dataloader") -> dict[str, Any]:
@@ -33,9 +66,9 @@ def two_images(loader: DataLoader, setting: str = "train_dataloader") -> dict[st
         setting: Its place in the config.
 
     Raises:
-        SettingError: If the loader cannot join them.
+        SettingError: If one cannot be read, or the loader cannot join them.
     """
-    items = two_items(loader.dataset)
+    items = read_items(loader.dataset, setting)
     try:
         return loader.collate_fn(items)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:

@@ -14,8 +14,9 @@ from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.data_checks import check_normalized
 from mskd_plugin.hooks.phases import check_epochs
-from mskd_plugin.hooks.preflight import check_data_roots
+from mskd_plugin.hooks.preflight import PreflightHook, check_data_roots
 from mskd_plugin.launch.checks import check_settings
 from mskd_plugin.launch.resume import check_groups, check_initial_weights, check_resumed
 
@@ -39,6 +40,10 @@ def build_runner(cfg: Config) -> Runner:
             model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             check_epochs(model, runner.train_loop)
             check_batches(runner.train_dataloader)
+            if hasattr(model, "teacher") and not any(
+                isinstance(hook, PreflightHook) for hook in runner.hooks
+            ):  # in a config of one's own
+                check_normalized(runner, model)
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             check_groups(runner.optim_wrapper, resumed)
             runner.scale_lr(runner.optim_wrapper, runner.auto_scale_lr)
