@@ -49,7 +49,7 @@ def alone(base: dict, role: str = "student") -> dict[str, Any]:
     if role not in ("student", "teacher"):
         raise SettingError("role", "'student' or 'teacher'", repr(role))
     network = _network(checked_pair(base), role)
-    network["data_preprocessor"] = dict(base["data_preprocessor"])
+    network["data_preprocessor"] = _preprocessor(base)
     return network
 
 
@@ -69,6 +69,13 @@ def _network(pair: dict, role: str, loss_weight: float = 1.0) -> dict[str, Any]:
     return classifier(pair[role], pair["num_classes"], loss=loss)
 
 
+def _preprocessor(base: dict) -> dict[str, Any]:
+    preprocessor = base.get("data_preprocessor")
+    if not isinstance(preprocessor, dict):
+        raise SettingError("data_preprocessor", "a dict with mean and std", repr(preprocessor))
+    return dict(preprocessor)
+
+
 def distill(base: dict, *methods: dict[str, Any], ce_weight: float | None = None) -> dict[str, Any]:
     """Return the config of the distillation of the pair by one or several methods.
 
@@ -82,7 +89,13 @@ def distill(base: dict, *methods: dict[str, Any], ce_weight: float | None = None
         SettingError: If ``label_smoothing`` is no share, two methods define the same part
             differently, or both train in two phases.
     """
-    pair, preprocessor = checked_pair(base), dict(base["data_preprocessor"])
+    pair, preprocessor = checked_pair(base), _preprocessor(base)
+    if not isinstance(preprocessor.get("type"), str):
+        raise SettingError(
+            "data_preprocessor.type",
+            "a name such as 'ClsDataPreprocessor'",
+            preprocessor.get("type"),
+        )
     preprocessor["type"] = f"mmpretrain.{preprocessor['type']}"
     distiller: dict[str, Any] = {"type": "ConfigurableDistiller"}
     for part in PARTS:
