@@ -114,11 +114,68 @@ def test_an_optimizer_that_does_not_exist_is_named(tmp_path):
         launch.build_runner(cfg)
 
 
-def test_a_configs_missing_teacher_is_told_before_anything_is_written(tmp_path):
-    cfg = toy.runner_config(tmp_path / "run", **{"model.teacher_ckpt": str(tmp_path / "no.pth")})
+@pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])
+def test_a_configs_missing_teacher_is_told_before_anything_is_written(tmp_path, kind):
+    model = toy.algorithm(kind, teacher_ckpt=str(tmp_path / "no.pth"))
+    cfg = toy.runner_config(tmp_path / "run", model)
     with pytest.raises(SettingError, match=r"`model\.teacher_ckpt`.*no\.pth', which is not there"):
         launch.build_runner(cfg)
-    assert {path.name for path in (tmp_path / "run").iterdir()} == {"teacher_7.pth"}  # the toy's
+    cfg.model.teacher_ckpt = 3
+    with pytest.raises(SettingError, match=r"`model\.teacher_ckpt` .* but got 3"):
+        launch.build_runner(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+def test_mmrazors_own_algorithm_reads_addresses_that_ours_does_not(tmp_path):
+    address = "open-mmlab://resnet34"
+    cfg = toy.runner_config(tmp_path, toy.algorithm("SingleTeacherDistill", teacher_ckpt=address))
+    check_settings(cfg)
+    cfg.model.type = "FrozenTeacherDistill"
+    with pytest.raises(SettingError, match=r"`model\.teacher_ckpt` .*'open-mmlab://resnet34'"):
+        check_settings(cfg)
+
+
+@pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])
+@pytest.mark.parametrize(
+    "key, value, told",
+    [
+        (
+            "distill_losses.loss_mskd_stage4",
+            dict(negatives="all"),
+            r"\{'negatives': 'all'\}\. Did you mean 'loss_mskd_stage3'\?",
+        ),
+        ("distill_losses.other", dict(), r"\{\}\. The config has loss_mskd_stage3\."),
+        ("connectors.stage3_studnt", dict(overlap=0.5), "Did you mean 'stage3_student'"),
+        ("student_recorders.stage4", dict(source="backbone"), "Did you mean 'stage3'"),
+        ("teacher_recorders.classifier_wight", dict(a=1), "Did you mean 'classifier_weight'"),
+    ],
+)
+def test_an_entry_of_a_distiller_without_a_type(tmp_path, kind, key, value, told):
+    cfg = toy.runner_config(tmp_path, toy.algorithm(kind))
+    cfg.merge_from_dict({f"model.distiller.{key}": value})
+    cfg.work_dir = str(tmp_path / "run")
+    with pytest.raises(SettingError, match=rf"`model\.distiller\.{key}` .* type, but got .*{told}"):
+        launch.build_runner(cfg)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])
+def test_a_preprocessor_without_a_type(tmp_path, kind):
+    """As mmpretrain's own bases state it, whose classifiers have a default."""
+    cfg = toy.runner_config(tmp_path, toy.algorithm(kind))
+    cfg.work_dir = str(tmp_path / "run")
+    del cfg.model.data_preprocessor["type"]
+    with pytest.raises(SettingError, match=r"`model\.data_preprocessor\.type` .* but got None"):
+        launch.build_runner(cfg)
+    del cfg.model["data_preprocessor"], cfg.data_preprocessor["type"]
+    with pytest.raises(SettingError, match=r"`data_preprocessor\.type` .*'mmpretrain\.ClsDataPre"):
+        launch.build_runner(cfg)
+    assert not (tmp_path / "run").exists()
+    cfg.model.data_preprocessor = None  # the config's is not taken
+    check_settings(cfg)
+    del cfg.model["data_preprocessor"]
+    cfg.model = cfg.model.architecture
+    check_settings(cfg)
 
 
 @pytest.mark.parametrize("setting, least", COUNTS.items())

@@ -360,8 +360,8 @@ def test_two_processes_hold_the_same_memories_to_the_last_bit(both):
 
 
 def model(folder):
-    base = dict(pair=dict(student="resnet8", teacher="resnet8"), num_train_images=24)
-    parts = crd(base, embedding_channels=6, num_negatives=10)
+    pair = dict(student="resnet8", teacher="resnet8", num_classes=toy.CLASSES)
+    parts = crd(dict(pair=pair, num_train_images=24), embedding_channels=6, num_negatives=10)
     for role in ("student", "teacher"):
         parts["connectors"][f"crd_{role}"]["module_args"]["in_features"] = toy.WIDTHS[role][-1]
     return toy.algorithm(

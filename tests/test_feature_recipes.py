@@ -94,7 +94,9 @@ def test_a_pair_states_settings_and_the_call_overrides_them(name):
     assert {loss["loss_weight"] for loss in losses} == {7.0}
     losses = method(of_pair, loss_weight=8.0)["distill_losses"].values()
     assert {loss["loss_weight"] for loss in losses} == {8.0}
-    with pytest.raises(SettingError, match=f"settings of {name}.*loss_weight.*'wieght'"):
+    with pytest.raises(
+        SettingError, match=rf"`pair\.settings\.{name}\.wieght` .* loss_weight.* got 7.0"
+    ):
         method(base(settings={name: dict(wieght=7.0)}))
 
 
@@ -123,7 +125,14 @@ def test_defaults_are_the_benchmarks(name):
         assert PUBLISHED[name].items() <= loss.items()
 
 
-OTHER = {"stage": -1, "stages": (-1, -2), "power": 4, "embedding_channels": 6, "num_images": 99}
+OTHER = {
+    "stage": -1,
+    "stages": (-1, -2),
+    "power": 4,
+    "embedding_channels": 6,
+    "num_images": 99,
+    "num_negatives": 9,
+}
 
 
 @pytest.mark.parametrize(

@@ -269,7 +269,7 @@ def test_the_preact_taps_feed_the_relu():
         ("ofd", ("ShuffleV2", "resnet8"), {}, "`pair.teacher`.*margins.*'ShuffleV2'"),
         ("ft", ("resnet14", "resnet8"), dict(factor_ratio=0.001), "`factor_ratio`.*64 channels"),
         ("ab", ("resnet8", "resnet18"), {}, "one whose maps a regressor brings together"),
-        ("ofd", ("resnet14", "resnet8"), dict(weight=1), "settings of ofd.*loss_weight.*weight"),
+        ("ofd", ("resnet14", "resnet8"), dict(weight=1), r"`ofd\(weight=.* 'loss_weight'"),
     ],
 )
 def test_pairs_and_settings_that_cannot_work(name, pair, settings, match):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any
 
 import pytest
 from mmengine.config import Config
+from tool_runs import load
 
+from mskd_plugin.errors import SettingError
 from mskd_plugin.launch import use_method
+from mskd_plugin.recipes import METHODS, mskd
 
 PAIRS = Path(__file__).resolve().parent.parent / "configs" / "_base_" / "pairs"
+DIGITS = PAIRS / "resnet20_resnet8_digits.py"
 
 
 def model(pair: str, method: str) -> Any:
@@ -84,3 +89,94 @@ def test_pairs_across_families_have_ofas_settings(pair, data):
 @pytest.mark.parametrize("pair", ["convnext-t_deit-t", "resnet50_deit-t"])
 def test_dist_across_families_with_a_transformer_student(pair, data):
     assert settings(f"{pair}_{data}", "dist")["tau"] == 1
+
+
+@pytest.mark.parametrize(
+    "option, told",
+    [
+        (
+            "label_smoothng=0.1",
+            r"label_smoothng` .* got 0\.1\. .* 'label_smoothing'\?",
+        ),
+        ("settings.msdk.scales=[1,2]", r"settings\.msdk` .* Did you mean 'mskd'\?"),
+        ("settings.mskd.scale=[1,2]", r"settings\.mskd\.scale` .* Did you mean 'scales'\?"),
+        ("settings.mskd.negative=all", r"settings\.mskd\.negative` .* mean 'negatives'\?"),
+        ("settings.dkd.bta=2", r"settings\.dkd\.bta` .* Did you mean 'beta'\?"),
+        (
+            "settings.mskd.scales=2",
+            r"settings\.mskd\.scales` .* list of whole numbers, but got 2",
+        ),
+        (
+            "settings.mskd.scales=[1,2.5]",
+            r"settings\.mskd\.scales` .* got \[1, 2\.5\]",
+        ),
+        ("settings.mskd.stages=-1", r"settings\.mskd\.stages` .* whole numbers, but got -1"),
+        ("settings.mskd.symmetric=yes", r"settings\.mskd\.symmetric` .* True or False, .* 'yes'"),
+        (
+            "settings.mskd.stage_weights=2",
+            r"settings\.mskd\.stage_weights` .* list of numbers or None, but got 2",
+        ),
+        ("settings.fsp.init_epochs=True", r"settings\.fsp\.init_epochs` .* whole number, .* True"),
+        ("settings.ft.factor_ratio=nan", r"settings\.ft\.factor_ratio` .* a number, but got nan"),
+        ("settings.kd=3", "settings.kd` to be a dict, but got 3"),
+        ("settings=3", "settings` to be a dict, but got 3"),
+        ("image_side=0", "image_side` to be a whole number of at least 1, but got 0"),
+        ("teacher_lr=fast", "teacher_lr` to be a number, but got 'fast'"),
+        ("student=None", "student` to be a string, but got None"),
+    ],
+)
+@pytest.mark.parametrize("method", ["student", "mskd"])
+def test_what_a_pair_cannot_state_is_named(option, told, method):
+    with pytest.raises(SettingError, match=rf"`pair\.{told}"):
+        load("--method", method, "--cfg-options", f"pair.{option}", config=DIGITS)
+
+
+def test_a_pair_that_is_none():
+    with pytest.raises(SettingError, match="`pair` to be a dict, but got 3"):
+        load("--method", "mskd", "--cfg-options", "pair=3", config=DIGITS)
+
+
+@pytest.mark.parametrize(
+    "method, setting, told",
+    [
+        ("mskd", "stages=[]", r"`stages` .* -3 to -1 for resnet20 and resnet8, but got \(\)"),
+        ("mskd", "stages=[-1,-1]", r"`stages` .* got \(-1, -1\)"),
+        ("ofa", "stages=[-1,-4]", r"`stages` .* -3 to -1 for resnet8, but got \(-1, -4\)"),
+        ("at", "stages=[0]", r"`stages` .* got \(0,\)"),
+        ("mskd", "scales=[0]", r"`scales` to be distinct positive integers"),
+        ("sdd_kd", "scales=[]", r"`scales` to be distinct positive integers"),
+        ("mskd", "overlap=1", r"`overlap` to be a number in \[0, 1\)"),
+    ],
+)
+def test_values_that_a_method_cannot_have(method, setting, told):
+    option = f"pair.settings.{method}.{setting}"
+    with pytest.raises(SettingError, match=told):
+        load("--method", method, "--cfg-options", option, config=DIGITS)
+
+
+def test_a_config_that_calls_a_method_is_told_the_same():
+    base = Config.fromfile(DIGITS)
+    with pytest.raises(SettingError, match=r"`mskd\(scale=...\)` .* but got 2\. .* 'scales'"):
+        mskd(base, scale=2)
+    with pytest.raises(SettingError, match=r"`mskd\(scales=...\)` .* whole numbers, but got 2"):
+        mskd(base, scales=2)
+    with pytest.raises(SettingError, match="`pair` to be a dict, but got None"):
+        mskd({})
+
+
+def test_settings_of_methods_that_are_not_asked_for_do_not_disturb():
+    """A pair states the published settings of many methods."""
+    options = ["pair.settings.dkd.beta=2", "pair.settings.mskd.negatives=all"]
+    plain = load("--method", "kd", config=DIGITS).model
+    assert load("--method", "kd", "--cfg-options", *options, config=DIGITS).model == plain
+    changed = load("--method", "mskd", "--cfg-options", *options, config=DIGITS).model
+    assert changed.distiller.distill_losses.loss_mskd_stage3.negatives == "all"
+
+
+def test_every_default_is_of_its_settings_kind():
+    base = Config.fromfile(DIGITS)
+    base.num_train_images = 100
+    for name, method in METHODS.items():
+        parameters = inspect.signature(method).parameters.values()
+        own = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+        assert own and method(base, **own), name

@@ -94,6 +94,19 @@ def test_names_are_checked():
         distill(base(), mskd(base()), mskd(base(), scales=(1,)))
 
 
+def test_the_normalisation_is_stated_with_its_type():
+    """But for a classifier alone, which has a default."""
+    pair = base()
+    del pair["data_preprocessor"]["type"]
+    with pytest.raises(SettingError, match=r"`data_preprocessor\.type` .* but got None"):
+        distill(pair, mskd(pair))
+    assert alone(pair)["data_preprocessor"]["std"] == [1.0] * 3
+    del pair["data_preprocessor"]
+    for make in (alone, distill):
+        with pytest.raises(SettingError, match="`data_preprocessor` to be a dict .* got None"):
+            make(pair)
+
+
 def test_alone_takes_either_network():
     assert alone(base())["backbone"]["depth"] == 8
     assert alone(base(), "teacher")["backbone"]["depth"] == 20

@@ -12,8 +12,9 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.hooks import CheckpointHook
-from mmengine.registry import HOOKS, OPTIM_WRAPPERS, OPTIMIZERS
+from mmengine.registry import HOOKS, MODELS, OPTIM_WRAPPERS, OPTIMIZERS
 from mmengine.runner import Runner
+from mmrazor.models.algorithms import BaseAlgorithm, SingleTeacherDistill
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from mskd_plugin.checkpoints.weights import check_source
@@ -41,6 +42,8 @@ COUNTS = {
 }
 #: What each launcher tells the processes that it starts.
 RANKS = {"pytorch": "RANK", "slurm": "SLURM_PROCID", "mpi": "OMPI_COMM_WORLD_RANK"}
+#: What a distiller has by name, each with a type.
+ENTRIES = ("student_recorders", "teacher_recorders", "connectors", "distill_losses")
 MAX_SEED = 2**32 - 1
 CLIPPING: dict[str, Callable[..., Any]] = {"norm": clip_grad_norm_, "value": clip_grad_value_}
 
@@ -72,10 +75,54 @@ def check_settings(cfg: Config) -> None:
             "False with a scheduler that states the learning rate by itself",
             f"True with a {own['type']} of eta_max={own['eta_max']}",
         )
-    if has_frozen_teacher(cfg.model) and cfg.model.get("teacher_ckpt"):
-        check_source(cfg.model.teacher_ckpt, "model.teacher_ckpt")  # before the config is printed
+    _check_algorithm(cfg)
     _check_optimizer(cfg)
     _check_hooks(cfg)
+
+
+def _check_algorithm(cfg: Config) -> None:
+    """Name what a distillation would not find, before the config is printed."""
+    _check_distiller(cfg.model.get("distiller"))
+    scope, kind = cfg.model.get("_scope_", cfg.get("default_scope")), cfg.model.get("type")
+    if isinstance(kind, str):
+        with MODELS.switch_scope_and_registry(scope) as registry:
+            kind = registry.get(kind)
+    if not isinstance(kind, type) or not issubclass(kind, BaseAlgorithm):
+        return
+    own = "data_preprocessor" in cfg.model  # if it is None, too, the config's is not taken
+    preprocessor = (cfg.model if own else cfg).get("data_preprocessor")
+    if isinstance(preprocessor, dict) and "type" not in preprocessor:
+        raise SettingError(
+            f"{'model.' if own else ''}data_preprocessor.type",
+            "stated for MMRazor's algorithms, 'mmpretrain.ClsDataPreprocessor' for one",
+            None,
+            "mmpretrain's classifiers alone have a default.",
+        )
+    source = cfg.model.get("teacher_ckpt")
+    if not source or not issubclass(kind, SingleTeacherDistill):
+        return
+    if not isinstance(source, str):
+        raise SettingError("model.teacher_ckpt", "the path of a checkpoint", source)
+    # MMRazor's own algorithms read more addresses than those with a frozen teacher.
+    if has_frozen_teacher(cfg.model) or "://" not in source:
+        check_source(source, "model.teacher_ckpt")
+
+
+def _check_distiller(distiller: Any) -> None:
+    """Name entries without a type, which an option makes whose name is none of the config's."""
+    for part in ENTRIES if isinstance(distiller, dict) else ():
+        entries = distiller.get(part)
+        if not isinstance(entries, dict):
+            continue
+        untyped = [n for n, e in entries.items() if isinstance(e, dict) and "type" not in e]
+        for name in untyped:
+            others = entries.keys() - {*untyped}
+            raise SettingError(
+                f"model.distiller.{part}.{name}",
+                "one with a type",
+                dict(entries[name]),
+                nearest(name, others) or f"The config has {', '.join(sorted(others)) or 'none'}.",
+            )
 
 
 def _value(cfg: Config, setting: str) -> Any:

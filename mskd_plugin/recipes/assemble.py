@@ -6,7 +6,8 @@ A config's base states the pair and the data once:
   ``num_classes``, ``teacher_ckpt`` where the weights have a public address, ``teacher_lr`` where
   ``--method teacher`` needs another learning rate than the student, and
   ``label_smoothing``, the share of the target that the student's own loss spreads over all classes
-  (default: none);
+  (default: none), ``image_side`` where it is not that of the networks' own data set, and
+  ``settings``, from a method's name to what differs from its defaults for this pair;
 - ``data_preprocessor``: the normalisation that both networks share.
 
 A method is a function of that base which returns the parts it adds to MMRazor's
@@ -23,6 +24,7 @@ from typing import Any
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier
+from mskd_plugin.recipes.pair import checked_pair
 
 #: What a method may add to the distiller.
 PARTS = (
@@ -46,16 +48,15 @@ def alone(base: dict, role: str = "student") -> dict[str, Any]:
     """
     if role not in ("student", "teacher"):
         raise SettingError("role", "'student' or 'teacher'", repr(role))
-    pair = base["pair"]
-    network = _network(pair, role)
-    network["data_preprocessor"] = dict(base["data_preprocessor"])
+    network = _network(checked_pair(base), role)
+    network["data_preprocessor"] = _preprocessor(base)
     return network
 
 
 def _network(pair: dict, role: str, loss_weight: float = 1.0) -> dict[str, Any]:
     """Return a network that learns from the labels."""
     smoothing = pair.get("label_smoothing", 0.0)
-    if isinstance(smoothing, bool) or not isinstance(smoothing, float) or not 0 <= smoothing < 1:
+    if not 0 <= smoothing < 1:
         raise SettingError("pair.label_smoothing", "a number from 0.0 to below 1", repr(smoothing))
     if not smoothing:
         return classifier(pair[role], pair["num_classes"], loss_weight=loss_weight)
@@ -68,13 +69,11 @@ def _network(pair: dict, role: str, loss_weight: float = 1.0) -> dict[str, Any]:
     return classifier(pair[role], pair["num_classes"], loss=loss)
 
 
-def pair_settings(base: dict, method: str) -> dict[str, Any]:
-    """Return what the pair states for a method where the method's defaults do not fit it.
-
-    A pair may hold ``settings``, a dict from a method's name to the arguments of its function that
-    differ for this pair, DKD's ``beta`` for one.
-    """
-    return dict(base["pair"].get("settings", {}).get(method, {}))
+def _preprocessor(base: dict) -> dict[str, Any]:
+    preprocessor = base.get("data_preprocessor")
+    if not isinstance(preprocessor, dict):
+        raise SettingError("data_preprocessor", "a dict with mean and std", repr(preprocessor))
+    return dict(preprocessor)
 
 
 def distill(base: dict, *methods: dict[str, Any], ce_weight: float | None = None) -> dict[str, Any]:
@@ -90,7 +89,13 @@ def distill(base: dict, *methods: dict[str, Any], ce_weight: float | None = None
         SettingError: If ``label_smoothing`` is no share, two methods define the same part
             differently, or both train in two phases.
     """
-    pair, preprocessor = base["pair"], dict(base["data_preprocessor"])
+    pair, preprocessor = checked_pair(base), _preprocessor(base)
+    if not isinstance(preprocessor.get("type"), str):
+        raise SettingError(
+            "data_preprocessor.type",
+            "a name such as 'ClsDataPreprocessor'",
+            preprocessor.get("type"),
+        )
     preprocessor["type"] = f"mmpretrain.{preprocessor['type']}"
     distiller: dict[str, Any] = {"type": "ConfigurableDistiller"}
     for part in PARTS:

@@ -8,10 +8,12 @@ from collections.abc import Callable
 from typing import Any
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.recipes.assemble import pair_settings
+from mskd_plugin.recipes.pair import METHOD_SETTINGS, check_method_settings, pair_settings
 
 
-def method(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+def method(
+    function: Callable[..., dict[str, Any]], *, loss: type | None = None
+) -> Callable[..., dict[str, Any]]:
     """Let a pair state what differs from a method's defaults.
 
     Settings are taken from the call, else from the pair's ``settings`` under the function's name,
@@ -20,23 +22,26 @@ def method(function: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, A
     Args:
         function: A method, as :mod:`mskd_plugin.recipes.assemble` describes it: of the base, and of
             settings by keyword.
+        loss: Where the function takes any further keywords, the loss that has them as settings.
 
     Raises:
-        SettingError: When the method is called, if it has no setting of a given name, or reads the
-            images' classes where mixing leaves them none.
+        SettingError: When the method is called, if it has no setting of a given name, a value is of
+            another kind than the setting's annotation, or it reads the images' classes where mixing
+            leaves them none.
     """
     name = function.__name__
     parameters = list(inspect.signature(function).parameters.values())[1:]
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters)
-    known = [p.name for p in parameters if p.kind is not p.VAR_KEYWORD]
+    own = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
+    if loss is not None:
+        METHOD_SETTINGS[name] = {**own, **inspect.signature(loss).parameters, **own}
+    else:
+        METHOD_SETTINGS[name] = own if len(own) == len(parameters) else None
 
     @functools.wraps(function)
     def with_pair_settings(base: dict, **settings: Any) -> dict[str, Any]:
-        merged = {**pair_settings(base, name), **settings}
-        unknown = [setting for setting in merged if setting not in known]
-        if unknown and not takes_any:
-            raise SettingError(f"settings of {name}", f"among {', '.join(known)}", unknown)
-        parts = function(base, **merged)
+        stated = pair_settings(base, name)
+        check_method_settings(name, settings, f"{name}({{}}=...)")
+        parts = function(base, **{**stated, **settings})
         _check_labels(base, name, parts)
         return parts
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.functional.decoupling import DEFAULT_SCALES
+from mskd_plugin.functional.decoupling import DEFAULT_SCALES, check_overlap, check_scales
+from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.networks import Network, network
 from mskd_plugin.recipes.logits import LABELS, LABELS_MAPPING
 from mskd_plugin.recipes.method import method
+from mskd_plugin.recipes.taps import check_stages
 
 
-@method
+@functools.partial(method, loss=MultiScaleContrastiveLoss)
 def mskd(
     base: dict,
     *,
@@ -40,11 +43,13 @@ def mskd(
 
     Raises:
         SettingError: If a stage does not exist in both networks, the weights do not match the
-            stages, or regions are to be categorized at a stage whose average does not feed the
-            classifier.
+            stages, scales or overlap are malformed, or regions are to be categorized at a stage
+            whose average does not feed the classifier.
     """
     pair = base["pair"]
     student, teacher = network(pair["student"]), network(pair["teacher"])
+    depth = min(len(student.stages), len(teacher.stages))
+    check_stages(stages, depth, f"{pair['teacher']} and {pair['student']}")
     weights = [1.0] * len(stages) if stage_weights is None else list(stage_weights)
     if len(weights) != len(stages):
         raise SettingError("stage_weights", f"{len(stages)} weights, one per stage", weights)
@@ -62,7 +67,6 @@ def mskd(
             "categorized",
             f"{pair['teacher']} for {pair['student']}",
         )
-    depth = min(len(student.stages), len(teacher.stages))
     parts: dict[str, Any] = {
         "student_recorders": {},
         "teacher_recorders": {},
@@ -70,10 +74,9 @@ def mskd(
         "distill_losses": {},
         "loss_forward_mappings": {},
     }
-    pooling = {"type": "MultiScaleDecouplingConnector", "scales": tuple(scales), "overlap": overlap}
+    scales, overlap = check_scales(scales), check_overlap(overlap)
+    pooling = {"type": "MultiScaleDecouplingConnector", "scales": scales, "overlap": overlap}
     for stage, weight in zip(stages, weights):
-        if not -depth <= stage <= -1:
-            raise SettingError("stages", f"numbers from -{depth} to -1 for this pair", stage)
         number = len(student.stages) + stage + 1
         name, s_source, s_channels = _tap(student, stage, number)
         t_name, t_source, t_channels = _tap(teacher, stage, number)

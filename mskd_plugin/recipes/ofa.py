@@ -10,7 +10,7 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import network
 from mskd_plugin.recipes.logits import compare_logits
 from mskd_plugin.recipes.method import method
-from mskd_plugin.recipes.taps import stage_sides
+from mskd_plugin.recipes.taps import check_stages, stage_sides
 
 
 @method
@@ -48,12 +48,7 @@ def ofa(
     pair = base["pair"]
     student = network(pair["student"])
     depth = len(student.stages)
-    chosen = list(range(-depth, 0)) if stages is None else list(stages)
-    for stage in chosen:
-        if stage not in range(-depth, 0):
-            raise SettingError(
-                "stages", f"numbers from -{depth} to -1 for {pair['student']}", stage
-            )
+    chosen = check_stages(stages, depth, pair["student"])
     if token_pool not in TOKEN_POOLS or (token_pool == "class_token" and not student.class_tokens):
         raise SettingError(
             "token_pool",

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.losses.sdd import check_sdd_scales
 from mskd_plugin.networks import network
-from mskd_plugin.recipes.assemble import pair_settings
 from mskd_plugin.recipes.logits import LABELS, LABELS_MAPPING, warmed_up
 from mskd_plugin.recipes.method import method
+from mskd_plugin.recipes.pair import pair_settings
 from mskd_plugin.recipes.taps import layout, stage_sides, tapped
 
 SIDES = ("student", "teacher")
@@ -196,7 +197,7 @@ def _scales(base: dict, scales: Sequence[int] | None) -> tuple[int, ...]:
     smallest = min(*student, *teacher)
     if scales is None:
         return tuple(scale for scale in (1, 2, 4) if scale <= smallest)
-    if max(scales) > smallest:
+    if max(check_sdd_scales(scales)) > smallest:
         pair = base["pair"]
         raise SettingError(
             "scales",

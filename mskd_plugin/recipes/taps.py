@@ -64,23 +64,35 @@ def stage_pairs(base: dict, stages: Sequence[int] | None = None) -> list[StagePa
             first.
 
     Raises:
-        SettingError: If a stage does not exist in both networks.
+        SettingError: If there are no stages, or one is named twice or is not in both networks.
     """
     pair = base["pair"]
     student, teacher = network(pair["student"]), network(pair["teacher"])
     depth = min(len(student.stages), len(teacher.stages))
     pairs = []
-    for index in range(-depth, 0) if stages is None else stages:
-        if index not in range(-depth, 0):
-            raise SettingError(
-                "stages",
-                f"numbers from -{depth} to -1 for {pair['teacher']} and {pair['student']}",
-                index,
-            )
+    for index in check_stages(stages, depth, f"{pair['teacher']} and {pair['student']}"):
         name = f"stage{len(student.stages) + index + 1}"
         taps = (*student.stages[index], *teacher.stages[index])
         pairs.append(StagePair(name, index, *taps, layout(student), layout(teacher)))
     return pairs
+
+
+def check_stages(stages: Sequence[int] | None, depth: int, networks: str) -> list[int]:
+    """Return stages as a list, the first one first where none are named.
+
+    Args:
+        stages: Which stages, counted from the last one, which is -1. Default: None, all.
+        depth: How many there are.
+        networks: Whose stages, for the error.
+
+    Raises:
+        SettingError: If one does not exist or is named twice, or there is none.
+    """
+    chosen = list(range(-depth, 0)) if stages is None else list(stages)
+    if not chosen or len({*chosen}) < len(chosen) or {*chosen} - {*range(-depth, 0)}:
+        expected = f"distinct numbers from -{depth} to -1 for {networks}"
+        raise SettingError("stages", expected, tuple(chosen))
+    return chosen
 
 
 def layout(net: Network) -> dict[str, Any] | None:
