@@ -19,6 +19,9 @@ class SettingError(ValueError):
         got: What was found.
         hint: One more sentence, if it helps.
 
+    Attributes:
+        setting: As given.
+
     Example:
         >>> raise SettingError("temperature", "a number above 0", -1)
         Traceback (most recent call last):
@@ -30,6 +33,12 @@ class SettingError(ValueError):
         told = f"Expected `{setting}` to be {expected}, but got {got}"
         told += "" if told.endswith(".") else "."  # an error that was got may end so
         super().__init__(f"{told} {hint}" if hint else told)
+        self.setting = setting
+        self._rest = (expected, got, hint)
+
+    def inside(self, place: str) -> SettingError:
+        """Return the same error with the setting's place in the config before its name."""
+        return SettingError(f"{place}.{self.setting}", *self._rest)
 
 
 def check_count(setting: str, value: int, least: int = 1) -> int:

@@ -337,3 +337,41 @@ def test_unknown_source_names_the_nearest(side, recorder, source, near):
     cfg[f"{side}_recorders"][recorder]["source"] = source
     with pytest.raises(SettingError, match=rf"{side}_recorders\.{recorder}.*{near}"):
         toy.build(distiller=cfg)
+
+
+@pytest.mark.parametrize(
+    "key, value, told",
+    [
+        (
+            "connectors.stage3_teacher",
+            dict(type="MultiScaleDecouplingConnector", scales=(1, 2, 9)),
+            r"distiller\.connectors\.stage3_teacher\.scales` .* scale 9 for a side of 8",
+        ),
+        (
+            "connectors.stage3_teacher",
+            [
+                dict(type="FullPrecisionConnector"),
+                dict(type="MultiScaleDecouplingConnector", scales=(1, 2, 9)),
+            ],
+            r"distiller\.connectors\.stage3_teacher\.1\.scales` .* scale 9 for a side of 8",
+        ),
+        (
+            "distill_losses.loss_mskd_stage3",
+            dict(type="MultiScaleContrastiveLoss", scale_weights=(1, 2)),
+            r"distiller\.distill_losses\.loss_mskd_stage3\.scale_weights` .* got \[1, 2\]",
+        ),
+        (  # no setting of the loss itself
+            "distill_losses.loss_mskd_stage3",
+            dict(type="MultiScaleContrastiveLoss", exclude_same_class=True),
+            r"labels` to be mapped in `loss_forward_mappings`",
+        ),
+    ],
+    ids=["connector", "list", "loss", "mapping"],
+)
+def test_what_a_step_refuses_is_told_with_its_place(key, value, told):
+    distiller = toy.distiller()
+    part, name = key.split(".")
+    distiller[part][name] = value
+    model = toy.build(distiller=distiller)
+    with pytest.raises(SettingError, match=rf"^Expected `{told}"):
+        model(**toy.batch(), mode="loss")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+from inspect import signature
+from traceback import walk_tb
 from typing import Any
 
 import torch
@@ -149,6 +151,11 @@ class FrozenTeacherDistill(SingleTeacherDistill):
                 else:
                     losses = self._loss_of_student(batch_inputs, data_samples)
             losses.update(self._logged_terms())
+        except SettingError as error:
+            # Here, outside what `compile_losses` traces.
+            if place := _place_of(error, self.distiller):
+                raise error.inside(f"distiller.{place}") from error
+            raise
         finally:
             release_records(self.distiller)
         return losses
@@ -221,6 +228,16 @@ def _check_sources(setting: str, distiller: dict, model: nn.Module) -> None:
                 repr(source),
                 f"The nearest names are {', '.join(near)}." if near else "",
             )
+
+
+def _place_of(error: SettingError, distiller: nn.Module) -> str | None:
+    """Name the connector or the loss that has refused a setting of its own."""
+    names = {id(module): name for name, module in distiller.named_modules()}
+    for frame, _ in walk_tb(error.__traceback__):
+        module = frame.f_locals.get("self")
+        if id(module) in names and error.setting in signature(type(module)).parameters:
+            return names[id(module)]
+    return None
 
 
 def _pretrained_source(model: nn.Module) -> str | None:
