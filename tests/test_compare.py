@@ -105,6 +105,14 @@ def save_teacher(path, seed):
     return path
 
 
+def test_a_mistyped_loss_is_named_as_training_names_it(compare, tmp_path):
+    teacher = str(save_teacher(tmp_path / "t.pth", seed=1))
+    options = ["--cfg-options", "model.distiller.distill_losses.loss_mskd_stage9.negatives=all"]
+    arguments = [PAIR, "--methods", "mskd", "--teacher", teacher, "--work-dir", str(tmp_path / "w")]
+    with pytest.raises(SettingError, match=r"distill_losses\.loss_mskd_stage9.*loss_mskd_stage3"):
+        compare.main([*arguments, *options])
+
+
 def test_trainings_of_two_recipes_are_not_mixed(compare, tmp_path):
     def recipe(text, *options):
         (tmp_path / "pair.py").write_text(f'_base_ = "{PAIR}"\n{text}\n')

@@ -46,6 +46,7 @@ from mskd_plugin.launch import (
     newest_checkpoint,
     set_teacher,
 )
+from mskd_plugin.launch.checks import check_settings
 
 ROOT = Path(__file__).resolve().parent.parent
 SWITCHES = ("amp", "fast", "in_memory")
@@ -243,6 +244,7 @@ def check(args: argparse.Namespace) -> tuple[dict[str, object], dict[str, Config
             weights = weights or cfg.model.teacher_ckpt
             if weights is None:
                 raise SettingError("--teacher", f"given, which {method} on this pair needs", None)
+        check_settings(cfg)
         MODELS.build(cfg.model)  # with the teacher's weights, which may not fit
     # Of trainings side by side each would download them.
     build_datasets(read(args.config, "--method", "student", in_memory=False))
