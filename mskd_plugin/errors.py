@@ -36,6 +36,10 @@ class SettingError(ValueError):
         self.setting = setting
         self._rest = (expected, got, hint)
 
+    def __reduce__(self) -> tuple[type[SettingError], tuple[object, ...]]:
+        """Let errors of other processes arrive as they are."""
+        return type(self), (self.setting, *self._rest)
+
     def inside(self, place: str) -> SettingError:
         """Return the same error with the setting's place in the config before its name."""
         return SettingError(f"{place}.{self.setting}", *self._rest)

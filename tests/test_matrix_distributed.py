@@ -76,7 +76,7 @@ def build(name: str, seed: int, **settings: Any):
                 student=student,
                 num_classes=toy.CLASSES,
                 image_side=side(on_tokens),
-                settings={name: settings},
+                settings={name: settings} if settings else {},
             ),
             num_train_images=STEPS * IMAGES,
             data_preprocessor=dict(type="ClsDataPreprocessor", mean=[80.0] * 3, std=[80.0] * 3),

@@ -4,6 +4,7 @@ cannot be written, and files that would be lost."""
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import sys
 
@@ -196,3 +197,10 @@ def test_a_settings_error_is_a_sentence_with_one_full_stop(got):
     stated = f"Expected `x` to be a number, but got {got.removesuffix('.')}."
     assert str(SettingError("x", "a number", got)) == stated
     assert str(SettingError("x", "a number", got, "More.")) == f"{stated} More."
+
+
+def test_an_error_of_another_process_arrives_as_it_is():
+    error = SettingError("scales", "no larger than the map", 4, "Give fewer.").inside("stage3")
+    arrived = pickle.loads(pickle.dumps(error))
+    assert type(arrived) is SettingError and str(arrived) == str(error)
+    assert str(arrived.inside("connectors")).startswith("Expected `connectors.stage3.scales` to be")

@@ -48,7 +48,8 @@ def ofa(
     pair = base["pair"]
     student = network(pair["student"])
     depth = len(student.stages)
-    chosen = check_stages(stages, depth, pair["student"])
+    # Without stages the loss on the student's own logits is left.
+    chosen = check_stages(stages, depth, pair["student"], least=0)
     if token_pool not in TOKEN_POOLS or (token_pool == "class_token" and not student.class_tokens):
         raise SettingError(
             "token_pool",

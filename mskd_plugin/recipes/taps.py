@@ -77,19 +77,23 @@ def stage_pairs(base: dict, stages: Sequence[int] | None = None) -> list[StagePa
     return pairs
 
 
-def check_stages(stages: Sequence[int] | None, depth: int, networks: str) -> list[int]:
+def check_stages(
+    stages: Sequence[int] | None, depth: int, networks: str, least: int = 1
+) -> list[int]:
     """Return stages as a list, the first one first where none are named.
 
     Args:
         stages: Which stages, counted from the last one, which is -1. Default: None, all.
         depth: How many there are.
         networks: Whose stages, for the error.
+        least: How many a method needs.
 
     Raises:
-        SettingError: If one does not exist or is named twice, or there is none.
+        SettingError: If one does not exist or is named twice, or there are too few.
     """
     chosen = list(range(-depth, 0)) if stages is None else list(stages)
-    if not chosen or len({*chosen}) < len(chosen) or {*chosen} - {*range(-depth, 0)}:
+    known = range(-depth, 0)
+    if len(chosen) < least or len({*chosen}) < len(chosen) or {*chosen} - {*known}:
         expected = f"distinct numbers from -{depth} to -1 for {networks}"
         raise SettingError("stages", expected, tuple(chosen))
     return chosen
