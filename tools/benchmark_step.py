@@ -277,6 +277,7 @@ def report(
 
 def markdown(rows: list[dict[str, Any]], rate: float) -> str:
     """Format the figures as two Markdown tables."""
+    rows = [dict(row) for row in rows]
     columns = {
         "config": "{config}",
         "batch": "{batch size} x {processes}",
@@ -291,20 +292,16 @@ def markdown(rows: list[dict[str, Any]], rate: float) -> str:
     figures = "{{parts (ms)[{0}]:.2f}}, {{parts, share of the step[{0}]:.1%}}, {{{0}}}"
     parts = {"ms, share of the step, relative": "{config}"}
     parts |= {part: figures.format(part) for part in PARTS}
-    memory = [
-        {
-            "peak": _number(row["peak memory (MiB)"], ".0f"),
-            "relative": _number(row["relative memory"], ".3f"),
-        }
-        for row in rows
-    ]
+    for row in rows:
+        peak, of_first = row["peak memory (MiB)"], row["relative memory"]
+        row |= {"peak": _number(peak, ".0f"), "relative": _number(of_first, ".3f")}
     relative = [
         {part: _number(to, ".3f") for part, to in row["parts, relative"].items()} for row in rows
     ]
     return "\n\n".join(
         [
             f"{device_name()}, bfloat16 matrix rate {rate / 1e12:.3g} TFLOP/s",
-            markdown_table(columns, [row | own for row, own in zip(rows, memory)]),
+            markdown_table(columns, rows),
             markdown_table(parts, [row | own for row, own in zip(rows, relative)]),
         ]
     )
