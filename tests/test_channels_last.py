@@ -108,7 +108,7 @@ def test_counts_of_steps_are_where_the_optimizer_reads_them(monkeypatch, captura
     resumed = torch.optim.AdamW([weight])
     resumed.load_state_dict(states)
     resumed.param_groups[0]["capturable"] = capturable
-    with pytest.raises(RuntimeError, match="item.. cannot be called on meta"):
+    with pytest.raises(RuntimeError, match=r"item\(\) cannot|_local_scalar_dense"):
         optimizer.load_state_dict(states)
         optimizer.step()  # reads the count
     monkeypatch.setattr(torch.Tensor, "cpu", lambda count: torch.ones(count.shape))
