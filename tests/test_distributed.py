@@ -111,6 +111,27 @@ def test_gathering_leaves_the_gradient_of_other_branches_alone(both):
         assert_close(other, torch.full((4, 3), rank + 1.0))
 
 
+def _gather_in_a_layout_of_its_own() -> tuple[list, list]:
+    rank = dist.get_rank()
+    local = random(2, 3, seed=rank).requires_grad_()
+    weights = random(2 * PROCESSES, 3, seed=5)
+    if rank == 0:  # the same numbers, column by column in memory
+        gathered = gather_batch(local.t().contiguous().t())
+        (gathered.t() * weights.t().contiguous()).sum().backward()
+    else:
+        gathered = gather_batch(local)
+        (gathered * weights).sum().backward()
+    return gathered.tolist(), local.grad.tolist()
+
+
+def test_gathering_takes_another_layout_from_each_process(both):
+    whole = torch.cat([random(2, 3, seed=rank) for rank in range(PROCESSES)])
+    grads = (PROCESSES * random(2 * PROCESSES, 3, seed=5)).chunk(PROCESSES)
+    for (gathered, grad), expected in zip(both(_gather_in_a_layout_of_its_own), grads, strict=True):
+        assert_close(gathered, whole)
+        assert_close(grad, expected)
+
+
 def test_without_a_process_group_gathering_gives_its_input():
     local = random(2, 3, seed=0)
     assert gather_batch(local) is local
