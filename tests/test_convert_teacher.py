@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import os
 import re
@@ -91,6 +92,29 @@ def test_a_benchmark_checkpoint_round_trips(
     with torch.no_grad():
         assert torch.equal(other(images), model(images))
     assert model(images).std() > 0
+
+
+@pytest.mark.parametrize("torch_version", ["", "2.5.1"])
+@pytest.mark.parametrize("as_zip", [True, False])
+def test_a_file_with_the_options_of_its_training(
+    tool: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    torch_version: str,
+    as_zip: bool,
+) -> None:
+    """As the CRD benchmark's train_teacher.py writes its last one."""
+    model = build("resnet8")
+    weights = published_names("resnet8", model.state_dict())
+    options = argparse.Namespace(model="resnet8", learning_rate=0.05, lr_decay_epochs=[150, 180])
+    source = tmp_path / "resnet8_last.pth"
+    torch.save({"opt": options, "model": weights}, source, _use_new_zipfile_serialization=as_zip)
+    if torch_version:
+        monkeypatch.setattr(torch, "__version__", torch_version)
+    tool.main([str(source), str(tmp_path / "out.pth"), "--net", "resnet8"])
+    written = torch.load(tmp_path / "out.pth", weights_only=True)["state_dict"]
+    assert all(torch.equal(written[key], value) for key, value in model.state_dict().items())
+    assert written.keys() == model.state_dict().keys()
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -104,6 +104,13 @@ def test_wrong_teacher_is_refused_with_its_keys(tmp_path):
         toy.build(teacher_ckpt=str(tmp_path / "other.pth"))
 
 
+def test_a_teacher_with_other_classes_is_refused_when_built():
+    with pytest.raises(
+        SettingError, match=r"teacher\.head\.num_classes` to be 10, as the student's .* but got 7"
+    ):
+        toy.build(teacher=toy.classifier("teacher", num_classes=7))
+
+
 def test_checkpoints_leave_the_teacher_out_unless_asked():
     model, keeping = toy.build(), toy.build(save_teacher=True)
     assert not [key for key in model.state_dict() if key.startswith("teacher.")]

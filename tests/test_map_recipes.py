@@ -221,6 +221,7 @@ def test_a_pair_may_state_its_own_settings():
     assert ft(given)["init_lr"] == 0.05
     cfg = distill(given, reviewkd(given, loss_weight=7.0))
     assert cfg["loss_warmup"] == {"loss_reviewkd": 1}
+    assert "loss_warmup" not in distill(given, reviewkd(given, warmup=0))
     assert cfg["distiller"]["distill_losses"]["loss_reviewkd"]["loss_weight"] == 7.0
 
 
@@ -266,7 +267,12 @@ def test_the_preact_taps_feed_the_relu():
             r"\[16, 16, 32, 64\] in wrn_40_1 and \[16, 32, 64, 128\] in wrn_40_2",
         ),
         ("fsp", ("ResNet18", "resnet8"), {}, "equal channels.*resnet8 and .* in ResNet18"),
-        ("ofd", ("ShuffleV2", "resnet8"), {}, "`pair.teacher`.*margins.*'ShuffleV2'"),
+        (
+            "ofd",
+            ("ShuffleV2", "resnet8"),
+            {},
+            "`pair.teacher`.*margins.*'ShuffleV2' in ShuffleV2 to resnet8",
+        ),
         ("ft", ("resnet14", "resnet8"), dict(factor_ratio=0.001), "`factor_ratio`.*64 channels"),
         ("ab", ("resnet8", "resnet18"), {}, "one whose maps a regressor brings together"),
         ("ofd", ("resnet14", "resnet8"), dict(weight=1), r"`ofd\(weight=.* 'loss_weight'"),

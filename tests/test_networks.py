@@ -272,12 +272,21 @@ def test_classifier_config() -> None:
     ("name", "near"),
     [("resnet32x3", "'resnet32x4'"), ("ResNet-34", "'resnet34'"),
      ("ResNet-50", "'ResNet50' or 'resnet50'"), ("wrn-40-2", "'wrn_40_2'"),
-     ("mobilenetv2", "'MobileNetV2' or 'mobilenet_v2'"), ("MobileNetV1", "'mobilenet_v1'")],
+     ("mobilenetv2", "'MobileNetV2' or 'mobilenet_v2'"), ("mobilenetv1", "'mobilenet_v1'")],
 )  # fmt: skip
 def test_unknown_names(name: str, near: str) -> None:
     message = rf"one of resnet8, .*but got '{name}'\. Did you mean {near}\?"
     with pytest.raises(SettingError, match=message):
         network(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "own"),
+    [("ShuffleNetV1", "ShuffleV1"), ("ShuffleNetV2", "ShuffleV2"), ("MobileNetV1", "mobilenet_v1")],
+)
+def test_names_of_papers_tables(name: str, own: str) -> None:
+    assert network(name) is NETWORKS[own]
+    assert classifier(name, 10) == classifier(own, 10)
 
 
 def test_a_name_that_is_near_to_none() -> None:

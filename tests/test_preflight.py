@@ -22,13 +22,19 @@ from mskd_plugin.hooks.preflight import PreflightHook, check_data_roots, check_s
 from mskd_plugin.launch import build_runner
 
 
-@pytest.mark.parametrize("role", ["student", "teacher"])
-def test_preflight_counts_classes(tmp_path, role):
-    key = "architecture" if role == "student" else "teacher"
-    model = toy.algorithm(**{key: toy.classifier(role, num_classes=7)})
+def test_preflight_counts_classes(tmp_path):
+    networks = dict(architecture=toy.classifier("student", 7), teacher=toy.classifier("teacher", 7))
+    toy.fails(
+        toy.runner_config(tmp_path, toy.algorithm(**networks)),
+        r"student\.head\.num_classes.*10, the number of classes of Digits, but got 7",
+    )
+
+
+def test_preflight_counts_the_classes_of_a_teacher_that_nobody_else_checks(tmp_path):
+    model = toy.algorithm("SingleTeacherDistill", teacher=toy.classifier("teacher", 7))
     toy.fails(
         toy.runner_config(tmp_path, model),
-        rf"{role}\.head\.num_classes.*10, the number of classes of Digits, but got 7",
+        r"teacher\.head\.num_classes.*10, the number of classes of Digits, but got 7",
     )
 
 

@@ -17,9 +17,11 @@ from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.structures import DataSample
 from mmrazor.models.algorithms import SingleTeacherDistill
 from mmrazor.models.distillers import ConfigurableDistiller
+from mmrazor.models.task_modules import RecorderManager
 
 from mskd_plugin.algorithms import FrozenTeacherDistill
 from mskd_plugin.launch import use_method
+from mskd_plugin.networks import classifier
 
 ROOT = toy.ROOT
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -241,6 +243,20 @@ def test_the_compatibility_table_agrees_with_the_constraints():
     table = dict(re.findall(r"^\| (\w[\w ,-]*?) +\| ([\d.]+[^|]*?) +\|", text, re.MULTILINE))
     for name in ("mmengine", "mmpretrain", "mmrazor"):
         assert table[name].endswith(pins[name]), name
+
+
+def test_the_recorders_of_both_maps_record_them():
+    (text,) = blocks(ROOT / "docs" / "baselines.md", "python")
+    names = {}
+    exec(text, names)
+    init_default_scope("mmrazor")
+    model = MODELS.build(classifier("resnet8x4", toy.CLASSES)).eval()
+    recorders = RecorderManager(names["student_recorders"])
+    recorders.initialize(model)
+    with torch.no_grad(), recorders:
+        model.backbone(toy.batch()["inputs"])
+    before, after = (recorders.get_recorder(name).get_record_data() for name in ("before", "after"))
+    assert before.min() < 0 and torch.equal(before.relu(), after)
 
 
 @pytest.mark.parametrize("kind", [SingleTeacherDistill, FrozenTeacherDistill])

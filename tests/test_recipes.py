@@ -76,7 +76,10 @@ def test_settings_by_class_get_what_they_read(setting):
         (dict(stages=(-4,)), "stages.*-3 to -1.*-4"),
         (dict(stages=(0,)), "stages"),
         (dict(stage_weights=(1, 2)), "stage_weights.*1 weights"),
-        (dict(stages=(-2,), keep="consistent"), r"stages.*\(-1,\).*\(-2,\)"),
+        (
+            dict(stages=(-2,), keep="consistent"),
+            r"stages.*\(-1,\).*\(-2,\) for resnet20 to resnet8\.",
+        ),
         (dict(stages=(-1, -2), complementary_weight=2.0), "stages"),
     ],
 )

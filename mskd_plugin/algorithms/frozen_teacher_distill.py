@@ -76,9 +76,10 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             weights.
 
     Raises:
-        SettingError: If the teacher's weights do not fit, a recorder's source does not exist,
-            ``teacher_mode`` is unknown, ``teacher_inference_mode`` meets a teacher that trains or
-            deliveries, or ``loss_warmup`` is malformed or names no distillation loss.
+        SettingError: If the teacher's weights do not fit, its head has other classes than the
+            student's, a recorder's source does not exist, ``teacher_mode`` is unknown,
+            ``teacher_inference_mode`` meets a teacher that trains or deliveries, or ``loss_warmup``
+            is malformed or names no distillation loss.
 
     Source: MMRazor 1.0.0,
     ``mmrazor/models/algorithms/distill/configurable/single_teacher_distill.py``.
@@ -111,6 +112,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             architecture = MODELS.build(architecture)
         _check_sources("student_recorders", distiller, architecture)
         _check_sources("teacher_recorders", distiller, teacher)
+        _check_classes(architecture, teacher)
 
         super().__init__(distiller, teacher, architecture=architecture, **kwargs)
 
@@ -228,6 +230,15 @@ def _check_sources(setting: str, distiller: dict, model: nn.Module) -> None:
                 repr(source),
                 f"The nearest names are {', '.join(near)}." if near else "",
             )
+
+
+def _check_classes(student: nn.Module, teacher: nn.Module) -> None:
+    """Check that both heads have as many classes."""
+    counts = [getattr(getattr(m, "head", None), "num_classes", None) for m in (student, teacher)]
+    if None not in counts and counts[0] != counts[1]:
+        raise SettingError(
+            "teacher.head.num_classes", f"{counts[0]}, as the student's head has", counts[1]
+        )
 
 
 def _place_of(error: SettingError, distiller: nn.Module) -> str | None:

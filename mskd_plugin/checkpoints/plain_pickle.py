@@ -10,6 +10,7 @@ other code uses.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import struct
 import sys
@@ -34,9 +35,11 @@ _TYPES = {
     "torch.Size": torch.Size,
     "torch.device": torch.device,
 }
-#: Read as placeholders: bytes, and what mmengine's histories, scores and schedulers consist of.
+#: Read as placeholders: bytes, the options that training scripts keep beside the weights, and what
+#: mmengine's histories, scores and schedulers consist of.
 _LEFT_OUT = {
     "_codecs.encode",
+    "argparse.Namespace",
     "builtins.bytearray",
     "collections.Counter",
     "mmengine.logging.history_buffer.HistoryBuffer",
@@ -65,7 +68,10 @@ def load_plain(path: str | Path) -> Any:
     """
     try:
         if Version(torch.__version__) >= Version("2.6.0.dev0"):
-            return torch.load(path, map_location="cpu", weights_only=True)
+            # The options of a training script, which the CRD benchmark's last files hold: a bare
+            # object whose attributes are plain data themselves.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True)
         _refuse_archives(str(path))
         return torch.load(path, map_location="cpu", pickle_module=sys.modules[__name__])
     except (

@@ -205,10 +205,17 @@ NETWORKS: dict[str, Network] = {
     "mixer_b16": mixer("b", 768, 12),
     "convnext_t": _convnext("tiny", (96, 192, 384, 768)),
 }
+#: The names that papers' tables have for some of them.
+ALIASES = {
+    "ShuffleNetV1": "ShuffleV1",
+    "ShuffleNetV2": "ShuffleV2",
+    "MobileNetV1": "mobilenet_v1",
+}
 
 
 def network(name: str) -> Network:
-    """Return a network of :data:`NETWORKS`, or of timm where ``timm:`` stands before its name.
+    """Return a network of :data:`NETWORKS`, also by one of :data:`ALIASES`, or of timm where
+    ``timm:`` stands before its name.
 
     Raises:
         SettingError: If there is none of that name; lists the names. See also
@@ -216,6 +223,7 @@ def network(name: str) -> Network:
     """
     if str(name).startswith(PREFIX):
         return timm_network(name)
+    name = ALIASES.get(name, name)
     if name not in NETWORKS:
         folded = {known: _fold(known) for known in NETWORKS}
         near = difflib.get_close_matches(_fold(str(name)), folded.values(), n=1)

@@ -57,7 +57,7 @@ def mskd(
         raise SettingError(
             "stages",
             "(-1,), the stage that feeds the teacher's classifier, where regions are categorized",
-            tuple(stages),
+            f"{tuple(stages)} for {pair['teacher']} to {pair['student']}",
             "Other stages can be a second `mskd(...)` beside it.",
         )
     if _categorizes(loss_settings) and not teacher.final_is_pooled:

@@ -36,7 +36,7 @@ def ofd(base: dict, *, loss_weight: float = 1e-3) -> dict[str, Any]:
         raise SettingError(
             "pair.teacher",
             "a network whose maps before the ReLU come from a normalisation, for OFD's margins",
-            repr(name),
+            f"{name!r} in {name} to {base['pair']['student']}",
         )
     parts: dict[str, Any] = {
         **preact_recorders(pairs),
