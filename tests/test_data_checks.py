@@ -107,7 +107,7 @@ def test_an_image_that_cannot_be_read_is_named_inside_wrappers_and_without_a_fil
     (tmp_path / "c0" / "1.png").write_bytes(b"no image")
     folder.pop("type")
     for dataset in (CustomDataset(**folder), ConcatDataset([CustomDataset(**folder)])):
-        with pytest.raises(SettingError, match=r"1\.png': \w+Error: \w"):
+        with pytest.raises(SettingError, match=r"1\.png': \w+Error: \S"):
             two_images(DataLoader(dataset), "val_dataloader")
 
     class Failing(list):
