@@ -60,6 +60,19 @@ def check_count(setting: str, value: int, least: int = 1) -> int:
     return value
 
 
+def check_flag(setting: str, value: bool) -> bool:
+    """Return ``value``, or say that it is neither True nor False.
+
+    Words such as ``no`` of a command line would count as True.
+
+    Raises:
+        SettingError: Naming ``setting``.
+    """
+    if not isinstance(value, bool):
+        raise SettingError(setting, "True or False", repr(value))
+    return value
+
+
 def check_output(
     setting: str, path: Path, *, folder: bool = False, inputs: Mapping[str, str | Path] = {}
 ) -> None:

@@ -92,6 +92,7 @@ def test_half_precision_regions_meet_the_classifier_in_its_precision():
         (torch.zeros(7, dtype=torch.long), r"torch.int64 of shape \(7,\)"),
         (torch.zeros(8, dtype=torch.bool), r"torch.bool of shape \(8,\)"),
         (torch.zeros(8, dtype=torch.int32), r"torch.int32 of shape \(8,\)"),
+        ([0] * 8, "a list"),
     ],
 )
 def test_labels_that_are_no_class_indices(labels, got):

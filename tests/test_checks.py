@@ -159,6 +159,16 @@ def test_an_entry_of_a_distiller_without_a_type(tmp_path, kind, key, value, told
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("mappings", [None, {}])
+def test_a_loss_that_would_never_be_computed(tmp_path, mappings):
+    model = toy.algorithm(teacher_ckpt=str(toy.teacher_file(tmp_path)))
+    model["distiller"]["loss_forward_mappings"] = mappings
+    cfg = toy.runner_config(tmp_path / "run", model)
+    with pytest.raises(SettingError, match="`model.distiller.loss_forward_mappings.loss_mskd_st"):
+        launch.build_runner(cfg)
+    assert not (tmp_path / "run").exists()
+
+
 @pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])
 def test_a_preprocessor_without_a_type(tmp_path, kind):
     """As mmpretrain's own bases state it, whose classifiers have a default."""
@@ -209,6 +219,7 @@ def test_what_a_type_refuses_is_told_with_its_place(tmp_path):
             {"optim_wrapper.optimizer.lr": -1},
             r"ValueError: Invalid learning rate: -1 \(sgd\.py:\d+",
         ),
+        ({"model.teacher": None}, r"AttributeError: 'NoneType' .*frozen_teacher_distill\.py:\d+"),
         ({"param_scheduler.type": "Nope"}, r"KeyError: 'Nope is not in the .* scheduler registry"),
         (
             {"param_scheduler.begin": 5, "param_scheduler.end": 4},

@@ -221,6 +221,13 @@ def test_mmrazor_chains_connectors_in_a_list():
         ({"map_size": ()}, r"`map_size` .*two positive integers.* got \(\)"),
         ({"map_size": (True, 4)}, r"`map_size` .*two positive integers.* got \(True, 4\)"),
         ({"map_size": (-7, -7)}, r"`map_size` .*two positive integers.* got \(-7, -7\)"),
+        *(
+            ({"projector": "mlp", "in_channels": 6, "out_channels": 5, name: value}, told)
+            for name in ("in_channels", "out_channels", "hidden_channels")
+            for value in (0, -1, 5.0, "5", True)
+            for told in [rf"`{name}` .*whole number of at least 1, but got {value!r}"]
+        ),
+        ({"in_channels": -1}, "`in_channels` .*at least 1, but got -1"),
         ({"projector": "conv"}, r"`projector` .*'none', 'linear', 'mlp'.* got 'conv'"),
         ({"projector": "linear"}, "`in_channels and out_channels` .*'linear'.* got None and None"),
         (

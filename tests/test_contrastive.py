@@ -67,6 +67,19 @@ def test_the_maths_runs_in_float32_whatever_comes_in(dtype, names, autocast):
         assert_close(term, expected, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("names", [[], ["symmetric", "center"]], ids=str)
+def test_a_teacher_of_another_precision_meets_the_students(dtype, names):
+    other = {torch.float32: torch.float64, torch.float64: torch.float32}[dtype]
+    student, teacher = pair()
+    student = [scale.to(dtype) for scale in student]
+    teacher = [scale.to(other) for scale in teacher]
+    terms = multi_scale_contrastive_terms(student, teacher, **settings_of(names))
+    for term, expected in zip(terms, naive(student, teacher, **settings_of(names)), strict=True):
+        assert term.dtype == dtype
+        assert_close(term, expected, torch.float32)
+
+
 @pytest.mark.parametrize("name", [*NAMES, "feature_wise"])
 def test_every_setting_changes_the_terms(name):
     student, teacher = pair()
@@ -321,6 +334,19 @@ def test_a_bare_map_or_nothing_in_place_of_regions():
         multi_scale_contrastive_terms(student, bare)
     with pytest.raises(SettingError, match=r"`student_regions` .*tuple.* got \(\)"):
         multi_scale_contrastive_terms((), ())
+    with pytest.raises(SettingError, match="`student_regions` .*tuple.* got None"):
+        multi_scale_contrastive_terms(None, teacher)
+    arrays = [scale.detach().numpy() for scale in teacher]
+    with pytest.raises(SettingError, match="`teacher_regions` .*tuple.* ndarray, ndarray, nd"):
+        multi_scale_contrastive_terms(student, arrays)
+
+
+@pytest.mark.parametrize("shape", [(4, 4, 6), (5, 4, 7), (5, 0, 6)])
+def test_scales_that_do_not_go_together(shape):
+    regions = changed(pair()[0], 1, shape)
+    with pytest.raises(SettingError, match="`student_regions` .*one N and one D") as caught:
+        multi_scale_contrastive_terms(regions, regions)
+    assert str(shape) in str(caught.value)
 
 
 @pytest.mark.parametrize(

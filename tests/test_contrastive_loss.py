@@ -269,14 +269,20 @@ def test_maps_through_connectors_and_loss(overlap, memory_format, autocast):
         *(
             ({name: value}, rf"`{name}` .*at least 0.* got {value!r}")
             for name in ("loss_weight", "feature_weight", "complementary_weight")
-            for value in (-0.5, float("nan"), float("inf"), "1")
+            for value in (-0.5, float("nan"), float("inf"), "1", True)
         ),
         *(
             ({"temperature": value}, rf"`temperature` .*above 0.* got {value!r}")
-            for value in (0, -0.1, float("nan"), "0.1", None)
+            for value in (0, -0.1, float("nan"), float("inf"), "0.1", None, True)
+        ),
+        *(
+            ({name: value}, rf"`{name}` .*True or False, but got {value!r}")
+            for name in ("symmetric", "center", "exclude_same_class")
+            for value in ("no", 1, None)
         ),
         ({"scale_weights": (0, 0)}, r"`scale_weights` .*not all 0.* got \(0, 0\)"),
         ({"scale_weights": (1, -1)}, r"`scale_weights` .*at least 0.* got \(1, -1\)"),
+        ({"scale_weights": (1, float("inf"))}, r"`scale_weights` .*at least 0.* got \(1, inf\)"),
         ({"scale_weights": ()}, r"`scale_weights` .*not all 0.* got \(\)"),
         ({"scale_weights": 2}, "`scale_weights` .*at least 0.* got 2"),
         ({"scale_weights": "12"}, "`scale_weights` .*at least 0.* got '12'"),

@@ -197,6 +197,12 @@ def test_a_tensor_that_is_no_map(shape):
     assert str(shape) in str(caught.value)
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_a_map_of_whole_numbers(dtype):
+    with pytest.raises(SettingError, match=f"`feature_map` .*floating dtype, but got {dtype}"):
+        decouple(torch.ones(1, 2, 8, 8, dtype=dtype))
+
+
 @pytest.mark.parametrize(
     ("length", "class_tokens", "map_size", "message"),
     [

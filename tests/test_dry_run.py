@@ -45,6 +45,13 @@ def test_what_training_would_refuse_is_refused(tmp_path, steps):
     assert not list(tmp_path.iterdir()) and not steps
 
 
+def test_a_work_folder_that_is_none_is_refused(tmp_path, steps):
+    (tmp_path / "file").touch()
+    with pytest.raises(SettingError, match="`--work-dir` to be a folder to write into"):
+        call("train", TEACHER, "--dry-run", "--work-dir", tmp_path / "file")
+    assert not steps
+
+
 def test_a_training_that_would_be_resumed_stays_as_it_is(tmp_path, monkeypatch):
     folder, resume = tmp_path / "run", ("--dry-run", "--resume", "--work-dir")
     call("train", TEACHER, "--work-dir", folder, epochs=1)

@@ -89,6 +89,11 @@ def test_unknown_teacher_mode():
         toy.build(teacher_mode="predict")
 
 
+def test_keeping_the_teacher_is_yes_or_no():
+    with pytest.raises(SettingError, match="`save_teacher` to be True or False, but got 'no'"):
+        toy.build(save_teacher="no")
+
+
 def test_teachers_weights_are_loaded_and_survive_initialisation(tmp_path):
     teacher = save_teacher(tmp_path / "teacher.pth")
     model = toy.build(teacher_ckpt=str(tmp_path / "teacher.pth"))

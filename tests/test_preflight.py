@@ -17,6 +17,7 @@ from mmpretrain.datasets import CIFAR100
 from mmpretrain.registry import DATASETS
 from mmrazor.engine.hooks import StopDistillHook
 
+from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.preflight import PreflightHook, check_data_roots, check_stop
 from mskd_plugin.launch import build_runner
@@ -215,8 +216,12 @@ def test_cifar_100_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
         ),
         ({"default_hooks.checkpoint.save_best": ["accuracy/top1", "accuracy/top5"]}, "'.*/top5'"),
         ({"val_evaluator.topk": (1, 11)}, "`val_evaluator` to be metrics .* Top-11 accuracy"),
+        (
+            {"model.architecture.head.in_channels": 7},
+            "`model.architecture` to be a network that can predict .* RuntimeError .*8 and 7x10",
+        ),
     ],
-    ids=["name", "list", "topk"],
+    ids=["name", "list", "topk", "network"],
 )
 def test_preflight_tries_validation(tmp_path, settings, match):
     cfg = toy.runner_config(tmp_path, **settings)
@@ -249,6 +254,20 @@ def test_preflight_looks_at_what_ends_the_training(tmp_path):
     )
     plateau["monitor"] = "accuracy/top1"
     assert toy.train(toy.runner_config(tmp_path / "c", param_scheduler=[plateau]))[1].count == 6
+
+
+def test_preflight_validates_images_one_by_one_where_the_training_does(tmp_path, monkeypatch):
+    read = Digits.__getitem__
+
+    def of_two_sizes(dataset, index):
+        data = read(dataset, index)
+        if len(dataset) == 20:  # the validation's
+            data["inputs"] = torch.nn.functional.pad(data["inputs"], (0, index % 2))
+        return data
+
+    monkeypatch.setattr(Digits, "__getitem__", of_two_sizes)
+    cfg = toy.runner_config(tmp_path, **{"val_dataloader.batch_size": 1})
+    assert toy.train(cfg)[1].count == 6
 
 
 def test_preflight_wants_a_validation_for_the_best_checkpoint(tmp_path):

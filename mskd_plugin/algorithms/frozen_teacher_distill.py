@@ -22,7 +22,7 @@ from mskd_plugin.algorithms.records import (
     release_records,
 )
 from mskd_plugin.checkpoints.weights import load_weights
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_flag
 
 TEACHER_MODES = ("tensor", "loss")
 
@@ -99,10 +99,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
     ) -> None:
         if teacher_mode not in TEACHER_MODES:
             raise SettingError("teacher_mode", f"one of {TEACHER_MODES}", repr(teacher_mode))
-        if not isinstance(teacher_inference_mode, bool):
-            raise SettingError(
-                "teacher_inference_mode", "True or False", repr(teacher_inference_mode)
-            )
+        check_flag("teacher_inference_mode", teacher_inference_mode)
+        check_flag("save_teacher", save_teacher)
         warmup = check_warmup("loss_warmup", loss_warmup)
         check_losses_exist("loss_warmup", warmup, distiller.get("distill_losses") or {})
         teacher_source = "the model given" if isinstance(teacher, nn.Module) else None

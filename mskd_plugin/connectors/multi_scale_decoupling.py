@@ -95,6 +95,13 @@ class MultiScaleDecouplingConnector(BaseModule):
     ) -> nn.Module:
         if projector not in PROJECTORS:
             raise SettingError("projector", f"one of {PROJECTORS}", repr(projector))
+        for name, channels in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("hidden_channels", hidden_channels),
+        ):
+            if channels is not None:
+                check_count(name, channels)
         if hidden_channels is not None and projector != "mlp":
             raise SettingError(
                 "hidden_channels", "None unless `projector` is 'mlp'", repr(hidden_channels)

@@ -27,11 +27,14 @@ def check_labels(labels: Tensor, size: int) -> None:
     Raises:
         SettingError: If they are anything else, the scores (N, M) of mixed images for one.
     """
-    if labels.shape != (size,) or labels.dtype != torch.int64:
+    is_tensor = isinstance(labels, Tensor)
+    if not is_tensor or labels.shape != (size,) or labels.dtype != torch.int64:
         raise SettingError(
             "labels",
             f"class indices of shape ({size},), one per image, in torch.int64",
-            f"{labels.dtype} of shape {tuple(labels.shape)}",
+            f"{labels.dtype} of shape {tuple(labels.shape)}"
+            if is_tensor
+            else f"a {type(labels).__name__}",
             "Images mixed by batch augmentations (mixup, cutmix) have no class.",
         )
 

@@ -1,8 +1,8 @@
 """Sample-wise and feature-wise contrastive losses between the regions of student and teacher.
 
 Shapes: N batch (N' candidates, P N when gathered from P processes), K scales, R_k regions of scale
-k, R all regions, D embedding. All maths runs in float32, or float64 when given, whatever autocast
-says.
+k, R all regions, D embedding. All maths runs in float32, or float64 when the student's regions are,
+whatever autocast says.
 
 Source: arXiv 2502.05835 names the two losses and that a single batch suffices; the equations are
 this project's reconstruction, built on InfoNCE (van den Oord et al., arXiv 1807.03748).
@@ -43,9 +43,13 @@ def check_temperature(temperature: float) -> None:
     """Check that ``temperature`` divides.
 
     Raises:
-        SettingError: If it is no number above 0.
+        SettingError: If it is no finite number above 0.
     """
-    if not isinstance(temperature, (int, float)) or not temperature > 0:
+    if (
+        isinstance(temperature, bool)
+        or not isinstance(temperature, (int, float))
+        or not 0 < temperature < float("inf")
+    ):
         raise SettingError("temperature", "a number above 0", repr(temperature))
 
 
@@ -53,11 +57,11 @@ def check_scale_weights(scale_weights: Sequence[float]) -> None:
     """Check that ``scale_weights`` can weigh a mean.
 
     Raises:
-        SettingError: If they are no numbers of at least 0 with a sum above 0.
+        SettingError: If they are no finite numbers of at least 0 with a sum above 0.
     """
     if (
         not isinstance(scale_weights, Sequence)
-        or not all(isinstance(w, (int, float)) and w >= 0 for w in scale_weights)
+        or not all(isinstance(w, (int, float)) and 0 <= w < float("inf") for w in scale_weights)
         or not sum(scale_weights) > 0
     ):
         raise SettingError("scale_weights", "numbers of at least 0, not all 0", repr(scale_weights))
@@ -67,18 +71,19 @@ def check_regions(student: Sequence[Tensor] | Tensor, teacher: Sequence[Tensor] 
     """Check that student and teacher regions can be compared.
 
     Raises:
-        SettingError: If they are not tuples of (N, R_k, D) tensors of equal shapes at every scale.
+        SettingError: If they are not tuples of (N, R_k, D) tensors of equal shapes at every scale,
+            or N or D differ between scales.
     """
     for name, regions in (("student_regions", student), ("teacher_regions", teacher)):
+        expected = "a tuple with one tensor (N, R_k, D) per scale, as the connector gives"
         # A bare map would pass for a tuple of its images.
-        if isinstance(regions, Tensor) or len(regions) == 0:
-            raise SettingError(
-                name,
-                "a tuple with one tensor (N, R_k, D) per scale, as the connector gives",
-                f"a tensor of shape {tuple(regions.shape)}"
-                if isinstance(regions, Tensor)
-                else repr(regions),
-            )
+        if isinstance(regions, Tensor):
+            raise SettingError(name, expected, f"a tensor of shape {tuple(regions.shape)}")
+        if not isinstance(regions, (tuple, list)) or not regions:
+            raise SettingError(name, expected, repr(regions))
+        if not all(isinstance(scale, Tensor) for scale in regions):
+            kinds = ", ".join(type(scale).__name__ for scale in regions)
+            raise SettingError(name, expected, f"one of {kinds}")
     if len(student) != len(teacher):
         raise SettingError(
             "student_regions",
@@ -95,6 +100,14 @@ def check_regions(student: Sequence[Tensor] | Tensor, teacher: Sequence[Tensor] 
                 "Regions differ when `scales` or `overlap` do, or when the maps' sizes do and "
                 "`overlap` is above 0; widths differ when the student's connector has no projector "
                 "to the teacher's channels.",
+            )
+    size, _, width = student[0].shape
+    for s in student:
+        if s.shape[0] != size or s.shape[1] == 0 or s.shape[2] != width:
+            raise SettingError(
+                "student_regions",
+                "of one N and one D at all scales, each with a region",
+                f"shapes {[tuple(scale.shape) for scale in student]}",
             )
 
 
@@ -264,6 +277,7 @@ def multi_scale_contrastive_terms(
         queries_of_all = _embed(
             student_regions, center, gather and (center or symmetric), eps, 1 / temperature
         )
+        keys = keys.to(queries_of_all.dtype)
         query = queries_of_all
         if queries_of_all.shape[0] != size:
             query = queries_of_all.narrow(0, offset, size)

@@ -184,6 +184,8 @@ def pool_windows(
             "a tensor (N, C, H, W) or (N, C)",
             f"shape {tuple(feature_map.shape)}",
         )
+    if not feature_map.is_floating_point():  # whose means would be cut to whole numbers
+        raise SettingError("feature_map", "a tensor of a floating dtype", feature_map.dtype)
     height, width = feature_map.shape[-2:]
     matrix, counts = _pooling_matrix(
         height,
@@ -217,7 +219,8 @@ def decouple(
         One tensor (N, R_k, C) per scale, regions row by row.
 
     Raises:
-        SettingError: If a scale is larger than the map, or a setting is malformed.
+        SettingError: If a scale is larger than the map, the map is of whole numbers, or a setting
+            is malformed.
 
     Example:
         >>> feature_map = torch.arange(16.0).reshape(1, 1, 4, 4)

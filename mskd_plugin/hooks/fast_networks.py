@@ -13,7 +13,7 @@ from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mskd_plugin import speed
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import check_flag
 
 
 @HOOKS.register_module()
@@ -51,9 +51,7 @@ class FastNetworksHook(Hook):
         compile: bool | Mapping[str, Any] = False,
         compile_losses: bool | Mapping[str, Any] = False,
     ) -> None:
-        if not isinstance(channels_last, bool):
-            raise SettingError("channels_last", "True or False", repr(channels_last))
-        self.channels_last = channels_last
+        self.channels_last = check_flag("channels_last", channels_last)
         self._options = {
             speed.compile_backbones: speed.check_compile("compile", compile),
             speed.compile_losses: speed.check_compile("compile_losses", compile_losses),

@@ -58,17 +58,20 @@ def _file_of(dataset: Any, index: int) -> str:
         return f"image {index}"
 
 
-def two_images(loader: DataLoader, setting: str = "train_dataloader") -> dict[str, Any]:
+def two_images(
+    loader: DataLoader, setting: str = "train_dataloader", count: int = 2
+) -> dict[str, Any]:
     """Read two images as the data loader would.
 
     Args:
         loader: The data loader.
         setting: Its place in the config.
+        count: Another number of images.
 
     Raises:
         SettingError: If one cannot be read, or the loader cannot join them.
     """
-    items = read_items(loader.dataset, setting)
+    items = read_items(loader.dataset, setting, count)
     try:
         return loader.collate_fn(items)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
@@ -86,20 +89,30 @@ def check_metrics(runner: Runner, model: BaseModel) -> None:
     Validation loops and metrics that work otherwise than MMEngine's are not tried.
 
     Raises:
-        SettingError: If a metric that is asked for is not measured or is no number, or the metrics
-            do not fit the classes.
+        SettingError: If the network cannot predict, a metric that is asked for is not measured or
+            is no number, or the metrics do not fit the classes.
     """
     if type(runner.val_loop) is not ValLoop:
         return
     metrics = [m for m in runner.val_loop.evaluator.metrics if not isinstance(m, DumpResults)]
     if any(type(metric).evaluate is not BaseMetric.evaluate for metric in metrics):
         return
-    data = two_images(runner.val_loop.dataloader, "val_dataloader")
+    loader = runner.val_loop.dataloader
+    # Images of different sizes are validated one by one.
+    data = two_images(loader, "val_dataloader", count=1 if loader.batch_size == 1 else 2)
     measured: dict[str, Any] = {}
+    try:
+        outputs = model.val_step(data)
+    except Exception as error:  # of whatever network
+        raise SettingError(
+            "model.architecture" if hasattr(model, "distiller") else "model",
+            "a network that can predict the classes of images",
+            f"{type(error).__name__} on the first of the validation: {error}",
+        ) from error
     try:
         evaluator = copy.deepcopy(runner.val_loop.evaluator)  # which keeps nothing of it
         evaluator.metrics = copy.deepcopy(metrics)
-        evaluator.process(model.val_step(data), data)
+        evaluator.process(outputs, data)
         for metric in evaluator.metrics:  # by itself: its `evaluate` waits for other processes
             found = metric.compute_metrics(metric.results)
             front = f"{metric.prefix}/" if metric.prefix else ""

@@ -109,7 +109,9 @@ def _check_algorithm(cfg: Config) -> None:
 
 
 def _check_distiller(distiller: Any) -> None:
-    """Name entries without a type, which an option makes whose name is none of the config's."""
+    """Name entries without a type, which an option makes whose name is none of the config's, and
+    losses that MMRazor would never compute.
+    """
     for part in ENTRIES if isinstance(distiller, dict) else ():
         entries = distiller.get(part)
         if not isinstance(entries, dict):
@@ -122,6 +124,16 @@ def _check_distiller(distiller: Any) -> None:
                 "one with a type",
                 dict(entries[name]),
                 nearest(name, others) or f"The config has {', '.join(sorted(others)) or 'none'}.",
+            )
+    if not isinstance(distiller, dict):
+        return
+    mapped = distiller.get("loss_forward_mappings") or {}
+    for name in distiller.get("distill_losses") or {}:
+        if name not in mapped:
+            raise SettingError(
+                f"model.distiller.loss_forward_mappings.{name}",
+                "what the loss is computed from, since one without is left out",
+                None,
             )
 
 

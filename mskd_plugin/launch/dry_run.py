@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import tempfile
+from pathlib import Path
 
 from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mskd_plugin.errors import check_output
 from mskd_plugin.hooks import MissedValidationHook, TeacherEvaluationHook
 from mskd_plugin.launch.resume import newest_checkpoint
 from mskd_plugin.launch.runner import build_runner
@@ -26,6 +28,7 @@ def dry_run(cfg: Config) -> None:
     Raises:
         SettingError: As the training itself.
     """
+    check_output("--work-dir", Path(cfg.work_dir), folder=True)
     if cfg.get("resume") and not cfg.get("load_from"):
         cfg.load_from = newest_checkpoint(cfg.work_dir)
         cfg.resume = cfg.load_from is not None

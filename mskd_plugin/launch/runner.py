@@ -54,7 +54,7 @@ def build_runner(cfg: Config) -> Runner:
             _with_data(runner, stage)
     except SettingError:
         raise
-    except (AssertionError, KeyError, OSError, TypeError, ValueError) as error:
+    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise SettingError(
             "the config",

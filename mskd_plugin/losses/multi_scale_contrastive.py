@@ -8,13 +8,14 @@ import torch
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_flag
 from mskd_plugin.functional import consistent_regions, multi_scale_contrastive_terms
 from mskd_plugin.functional.contrastive import (
     NEGATIVES,
     check_scale_weights,
     check_temperature,
 )
+from mskd_plugin.losses.feature_loss import check_at_least_zero
 
 KEPT_REGIONS = ("all", "consistent", "complementary")
 
@@ -90,8 +91,13 @@ class MultiScaleContrastiveLoss(nn.Module):
             ("feature_weight", feature_weight),
             ("complementary_weight", complementary_weight),
         ):
-            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise SettingError(name, "a number of at least 0", repr(value))
+            check_at_least_zero(name, value)
+        for name, flag in (
+            ("symmetric", symmetric),
+            ("center", center),
+            ("exclude_same_class", exclude_same_class),
+        ):
+            check_flag(name, flag)
         check_temperature(temperature)
         if scale_weights is not None:
             check_scale_weights(scale_weights)
