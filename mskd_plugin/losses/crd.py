@@ -116,6 +116,9 @@ class MemoryCRDLoss(nn.Module):
     1910.10699, as computed by RepDistiller's ``crd/``.
     """
 
+    #: The memories are updated by the batches of all processes, which have to be of one size.
+    joins_processes = True
+
     def __init__(
         self,
         num_images: int,

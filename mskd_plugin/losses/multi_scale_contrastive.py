@@ -118,6 +118,11 @@ class MultiScaleContrastiveLoss(nn.Module):
         self.terms: dict[str, Tensor] = {}
 
     @property
+    def joins_processes(self) -> bool:
+        """Whether the loss joins the batches of all processes, which have to be of one size."""
+        return self.negatives == "all"
+
+    @property
     def categorizes(self) -> bool:
         """Whether regions are treated by category, which needs labels and the teacher's
         classifier.
