@@ -328,6 +328,7 @@ def test_a_bare_map_or_nothing_in_place_of_regions():
     [
         ({"temperature": 0}, "`temperature` .*above 0.* got 0"),
         ({"temperature": -1.0}, "`temperature` .*above 0.* got -1.0"),
+        ({"temperature": float("inf")}, "`temperature` .*above 0.* got inf"),
         ({"temperature": float("nan")}, "`temperature` .*above 0.* got nan"),
         ({"negatives": "queue"}, r"`negatives` .*'process', 'all'.* got 'queue'"),
         ({"scale_weights": (1, 2)}, r"`scale_weights` .*3 weights, one per scale.* \[1, 2\]"),

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, is_number
 from mskd_plugin.functional.constants import kept
 
 #: Scales used when none are given.
@@ -44,7 +44,7 @@ def check_overlap(overlap: float) -> float:
     Raises:
         SettingError: If ``overlap`` is no number in [0, 1).
     """
-    if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap < 1:
+    if not is_number(overlap) or not 0 <= overlap < 1:
         raise SettingError("overlap", "a number in [0, 1)", repr(overlap))
     return float(overlap)
 

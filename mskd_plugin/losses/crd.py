@@ -11,15 +11,11 @@ from mmrazor.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mskd_plugin.errors import SettingError, check_count
+from mskd_plugin.errors import SettingError, check_above_zero, check_at_least_zero, check_count
 from mskd_plugin.functional.categorization import check_labels
 from mskd_plugin.functional.distributed import gather_batch, world_size
 from mskd_plugin.functional.negatives import draw_negatives
-from mskd_plugin.losses.feature_loss import (
-    at_least_float32,
-    check_above_zero,
-    check_at_least_zero,
-)
+from mskd_plugin.losses.feature_loss import at_least_float32
 
 #: Added to probabilities, as published.
 EPS = 1e-7

@@ -8,13 +8,9 @@ import torch
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_above_zero, check_at_least_zero
 from mskd_plugin.functional import consistent_regions, multi_scale_contrastive_terms
-from mskd_plugin.functional.contrastive import (
-    NEGATIVES,
-    check_scale_weights,
-    check_temperature,
-)
+from mskd_plugin.functional.contrastive import NEGATIVES, check_scale_weights
 
 KEPT_REGIONS = ("all", "consistent", "complementary")
 
@@ -90,9 +86,8 @@ class MultiScaleContrastiveLoss(nn.Module):
             ("feature_weight", feature_weight),
             ("complementary_weight", complementary_weight),
         ):
-            if not isinstance(value, (int, float)) or not 0 <= value < float("inf"):
-                raise SettingError(name, "a number of at least 0", repr(value))
-        check_temperature(temperature)
+            check_at_least_zero(name, value)
+        check_above_zero("temperature", temperature)
         if scale_weights is not None:
             check_scale_weights(scale_weights)
         if negatives not in NEGATIVES:

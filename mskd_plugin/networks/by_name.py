@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 from typing import Any
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_count
 from mskd_plugin.networks.description import Network
 from mskd_plugin.networks.timm import PREFIX, timm_network
 from mskd_plugin.networks.tokens import mixer, swin, vision_transformer
@@ -253,8 +253,7 @@ def classifier(
             whole number.
     """
     net = network(name)
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise SettingError("num_classes", "a positive whole number", repr(num_classes))
+    check_count("num_classes", num_classes)
     head = {
         "type": "LinearClsHead",
         "num_classes": num_classes,
