@@ -34,8 +34,7 @@ from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.trial import check_metrics, read_items, two_images
 from mskd_plugin.losses import MultiScaleContrastiveLoss
-from mskd_plugin.schedule import schedulers_of
-from mskd_plugin.switches import schedule_with_own_rate
+from mskd_plugin.schedule import schedule_with_own_rate, schedulers_of
 
 #: Largest difference, relative to the largest logit, that rounding in bfloat16 explains.
 CLASSIFIER_TOLERANCE = 0.05

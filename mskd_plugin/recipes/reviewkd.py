@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mskd_plugin.networks import network
+from mskd_plugin.recipes.logits import warmed_up
 from mskd_plugin.recipes.method import method
 from mskd_plugin.recipes.preact import preact, preact_pairs, preact_recorders
 from mskd_plugin.recipes.taps import POOLED, stage_pairs
@@ -29,7 +30,8 @@ def reviewkd(
         loss_weight: Weight of the method. The published code takes 5 for most CIFAR-100 pairs (8
             for ResNet32x4 to ShuffleNetV2, 0.6 for ResNet20, 1 for ResNet32 students); on ImageNet
             1 for ResNet-34 to ResNet-18, 8 for ResNet-50 to MobileNetV1.
-        warmup: Epochs over which the weight grows from 0. 20 on CIFAR-100, 1 on ImageNet.
+        warmup: Epochs over which the weight grows from 0: 20 on CIFAR-100, 1 on ImageNet. 0 leaves
+            it out.
         max_mid_channels: Largest width in which maps are fused. 512; 256 for ResNet-50 to
             MobileNetV1.
         student_preact: Take the student's maps before the ReLU too, as on ImageNet.
@@ -60,7 +62,7 @@ def reviewkd(
             "data_idx": 0,
         }
     student, teacher = (network(base["pair"][role]).width for role in ("student", "teacher"))
-    return {
+    parts = {
         **recorders,
         "distill_losses": {
             "loss_reviewkd": {
@@ -72,5 +74,5 @@ def reviewkd(
             }
         },
         "loss_forward_mappings": {"loss_reviewkd": mappings},
-        "loss_warmup": {"loss_reviewkd": warmup},
     }
+    return warmed_up(parts, warmup)
