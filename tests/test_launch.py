@@ -106,7 +106,7 @@ def test_the_teachers_weights(tmp_path, monkeypatch):
     assert "teacher_ckpt" not in alone.model
 
 
-def test_resuming(tmp_path):
+def test_resuming(tmp_path, monkeypatch):
     cfg = load()
     with pytest.raises(SettingError, match=r"`--resume` to be a checkpoint, .*epoch_9\.pth"):
         launch.set_resume(cfg, str(tmp_path / "epoch_9.pth"))
@@ -114,8 +114,10 @@ def test_resuming(tmp_path):
     launch.set_resume(cfg, "auto")
     assert (cfg.resume, cfg.load_from) == (True, None)
     (tmp_path / "epoch_9.pth").touch()
-    launch.set_resume(cfg, str(tmp_path / "epoch_9.pth"))
-    assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / "epoch_9.pth"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for file in (str(tmp_path / "epoch_9.pth"), "~/epoch_9.pth"):  # MMEngine reads both
+        launch.set_resume(cfg, file)
+        assert (cfg.resume, cfg.load_from) == (True, file)
 
 
 def test_the_work_folder_goes_before_initial_weights(tmp_path):

@@ -28,13 +28,13 @@ def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
         SettingError: If ``scales`` is empty, repeats a scale, or holds anything but positive
             integers.
     """
-    expected = "distinct positive integers such as (1, 2, 4)"
-    if isinstance(scales, (str, int)) or not isinstance(scales, Sequence) or not scales:
-        raise SettingError("scales", expected, repr(scales))
-    if any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in scales):
-        raise SettingError("scales", expected, repr(tuple(scales)))
-    if len(set(scales)) != len(scales):
-        raise SettingError("scales", expected, repr(tuple(scales)))
+    if (
+        not isinstance(scales, Sequence)
+        or not scales
+        or not all(type(scale) is int and scale > 0 for scale in scales)
+        or len({*scales}) < len(scales)
+    ):
+        raise SettingError("scales", "distinct positive integers such as (1, 2, 4)", repr(scales))
     return tuple(scales)
 
 
