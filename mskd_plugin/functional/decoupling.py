@@ -32,7 +32,7 @@ def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
         not isinstance(scales, Sequence)
         or not scales
         or not all(type(scale) is int and scale > 0 for scale in scales)
-        or len({*scales}) < len(scales)
+        or len(set(scales)) < len(scales)
     ):
         raise SettingError("scales", "distinct positive integers such as (1, 2, 4)", repr(scales))
     return tuple(scales)
