@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import math
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 class SettingError(ValueError):
@@ -71,6 +73,33 @@ def check_flag(setting: str, value: bool) -> bool:
     if not isinstance(value, bool):
         raise SettingError(setting, "True or False", repr(value))
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number, which True and False are not."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < math.inf
+
+
+def check_at_least_zero(setting: str, value: float) -> float:
+    """Return ``value``, or say that it is no finite number of at least 0.
+
+    Raises:
+        SettingError: Naming ``setting``.
+    """
+    if not is_number(value) or value < 0:
+        raise SettingError(setting, "a number of at least 0", repr(value))
+    return float(value)
+
+
+def check_above_zero(setting: str, value: float) -> float:
+    """Return ``value``, or say that it is no finite number above 0.
+
+    Raises:
+        SettingError: Naming ``setting``.
+    """
+    if not is_number(value) or value <= 0:
+        raise SettingError(setting, "a number above 0", repr(value))
+    return float(value)
 
 
 def check_output(

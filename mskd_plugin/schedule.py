@@ -1,9 +1,10 @@
-"""MMEngine's parameter schedulers: one for an initial phase, and all of a runner."""
+"""MMEngine's parameter schedulers: one for an initial phase, those of a config and of a runner."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from mmengine.config import Config, ConfigDict
 from mmengine.optim import ConstantLR
 from mmengine.registry import PARAM_SCHEDULERS
 from mmengine.runner import Runner
@@ -28,6 +29,13 @@ class InitialPhaseLR(ConstantLR):
         super().__init__(*args, **kwargs)
         self.total_iters += 1
         self.end += 1
+
+
+def schedule_with_own_rate(cfg: Config) -> ConfigDict | None:
+    """Return the scheduler, if any, that states the learning rate by itself."""
+    schedulers = cfg.get("param_scheduler") or []
+    listed = [schedulers] if isinstance(schedulers, dict) else schedulers
+    return next((scheduler for scheduler in listed if "eta_max" in scheduler), None)
 
 
 def schedulers_of(runner: Runner) -> list[Any]:

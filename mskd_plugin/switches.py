@@ -15,6 +15,7 @@ from mmengine.registry import OPTIMIZERS
 from torch import nn
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.schedule import schedule_with_own_rate
 from mskd_plugin.speed import COMPILES_BACKBONES, COMPILES_LOSSES
 
 #: What ``--fast`` sets.
@@ -48,13 +49,6 @@ def scale_learning_rate(cfg: Config) -> None:
     accumulated = cfg.optim_wrapper.get("accumulative_counts", 1)
     if accumulated > 1:
         cfg.auto_scale_lr.base_batch_size /= accumulated
-
-
-def schedule_with_own_rate(cfg: Config) -> ConfigDict | None:
-    """Return the scheduler, if any, that states the learning rate by itself."""
-    schedulers = cfg.get("param_scheduler") or []
-    listed = [schedulers] if isinstance(schedulers, dict) else schedulers
-    return next((scheduler for scheduler in listed if "eta_max" in scheduler), None)
 
 
 def type_name(settings: Mapping[str, Any], default: str = "") -> str:

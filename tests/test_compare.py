@@ -130,6 +130,10 @@ def test_trainings_of_two_recipes_are_not_mixed(compare, tmp_path):
         compare.check_recipe(folder, recipe("train_cfg = dict(max_epochs=9)", *student))
     with pytest.raises(SettingError, match="`--fast` to be that of the trainings .*False.*True"):
         compare.check_recipe(folder, recipe("", *student, "--fast"))
+    compare.note_recipe(folder, {**first, "--old": 3})  # by another version of this tool
+    with pytest.raises(SettingError, match="`--old` to be that of the trainings .* got none"):
+        compare.check_recipe(folder, first)
+    compare.note_recipe(folder, first)
     # The student's trainings know nothing of a teacher, which may come later.
     weights = save_teacher(tmp_path / "teacher.pth", seed=1)
     keep(recipe("", "--teacher", str(weights)))

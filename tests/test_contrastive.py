@@ -354,6 +354,7 @@ def test_scales_that_do_not_go_together(shape):
     [
         ({"temperature": 0}, "`temperature` .*above 0.* got 0"),
         ({"temperature": -1.0}, "`temperature` .*above 0.* got -1.0"),
+        ({"temperature": float("inf")}, "`temperature` .*above 0.* got inf"),
         ({"temperature": float("nan")}, "`temperature` .*above 0.* got nan"),
         ({"negatives": "queue"}, r"`negatives` .*'process', 'all'.* got 'queue'"),
         ({"scale_weights": (1, 2)}, r"`scale_weights` .*3 weights, one per scale.* \[1, 2\]"),

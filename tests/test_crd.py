@@ -20,6 +20,8 @@ from tolerances import assert_close
 
 import mskd_plugin  # noqa: F401  (registers the loss, in the spawned processes too)
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks import PreflightHook
+from mskd_plugin.launch import build_runner
 from mskd_plugin.recipes import crd
 
 both = test_distributed.both
@@ -396,3 +398,12 @@ def test_a_resumed_run_goes_on_with_the_memories(tmp_path):
     assert math.isfinite(whole["log_normalizers"].sum())
     for name, value in whole.items():
         assert torch.equal(value, resumed[name]), name
+
+
+def test_batches_of_different_sizes_in_the_processes_are_refused(tmp_path):
+    settings = {"train_dataloader.dataset.indices": 23, "train_dataloader.sampler.round_up": False}
+    runner = build_runner(toy.runner_config(tmp_path, model(tmp_path), **settings))
+    PreflightHook().before_train(runner)
+    runner._world_size = 2
+    with pytest.raises(SettingError, match="round_up` to be True for losses that join .*loss_crd"):
+        PreflightHook().before_train(runner)

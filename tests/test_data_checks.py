@@ -11,9 +11,11 @@ import torch
 import toy
 from mmengine.dataset import ConcatDataset, DefaultSampler
 from mmpretrain.datasets import CustomDataset
+from mmpretrain.registry import DATASETS
 from tool_runs import TEACHER, call
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
+from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import check_classes, images_per_process, trained_classes
 from mskd_plugin.hooks.preflight import PreflightHook
@@ -100,6 +102,31 @@ def test_a_first_image_that_cannot_be_read_is_named(tmp_path, stage, content):
     file = tmp_path / stage / "c0" / "0.png"
     file.write_bytes(content)
     toy.fails(cfg, rf"`{stage}_dataloader\.dataset` to be images .* got '{file}': \w+")
+
+
+@DATASETS.register_module()
+class Stream(IterableDataset):
+    """The digits one by one; MMEngine's log wants to know how many."""
+
+    metainfo = Digits.METAINFO
+
+    def __init__(self, count):
+        self.digits = Digits(pipeline=[dict(type="PackInputs")], indices=count)
+
+    def __len__(self):
+        return len(self.digits)
+
+    def __iter__(self):
+        return (self.digits[i] for i in range(len(self)))
+
+
+def test_images_may_come_as_a_stream(tmp_path):
+    cfg = toy.runner_config(tmp_path)
+    cfg.train_dataloader.dataset = dict(type="Stream", count=24)
+    cfg.train_dataloader.sampler = None
+    cfg.train_cfg, cfg.param_scheduler = dict(by_epoch=False, max_iters=4, val_interval=4), None
+    assert toy.train(cfg)[1].count == 4
+    assert [item["data_samples"].sample_idx for item in read_items(Stream(3))] == [0, 1]
 
 
 def test_an_image_that_cannot_be_read_is_named_inside_wrappers_and_without_a_file(tmp_path):

@@ -14,6 +14,7 @@ import torch
 import toy
 from mmengine.hooks import Hook
 from mmengine.runner import load_checkpoint
+from torch.utils.data import DataLoader
 
 from mskd_plugin.hooks import TeacherEvaluationHook
 from mskd_plugin.hooks.epoch_seed import EpochSeedHook
@@ -75,6 +76,21 @@ def test_teacher_is_evaluated_in_eval_mode_and_left_as_it_was(tmp_path, kind):
     assert was_training is (kind == "SingleTeacherDistill")
     for name, value in teacher.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_metrics_that_are_no_numbers_and_data_without_classes_do_not_stop_the_evaluation(tmp_path):
+    of_classes = dict(type="SingleLabelMetric", average=None, items=["recall"])
+    metrics = [dict(type="Accuracy"), of_classes, dict(type="ConfusionMatrix")]
+    cfg = toy.runner_config(tmp_path, val_evaluator=metrics, **{"train_cfg.max_epochs": 1})
+    runner = build_runner(cfg)
+    dataset = runner.val_dataloader.dataset
+    plain = [dataset[i] for i in range(20)]  # which states no classes, as MMEngine allows
+    runner.val_loop.dataloader = DataLoader(plain, 20, collate_fn=runner.val_dataloader.collate_fn)
+    TeacherEvaluationHook().before_train(runner)
+    assert 0 <= runner.message_hub.get_info("teacher/accuracy/top1") <= 100
+    assert len(runner.message_hub.get_info("teacher/single-label/recall_classwise")) == toy.CLASSES
+    scalars = next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()
+    assert [sorted(json.loads(line)) for line in scalars] == [["step", "teacher/accuracy/top1"]]
 
 
 @pytest.mark.parametrize("bias, warned", [(100.0, True), (0.0, False)])

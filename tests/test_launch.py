@@ -15,6 +15,7 @@ from tool_runs import MSKD, load
 from mskd_plugin import launch
 from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
+from mskd_plugin.launch.config import for_classifier
 
 # --- the student, the teacher, resuming ----------------------------------------------------------
 
@@ -30,12 +31,19 @@ def test_the_student_takes_the_algorithms_place():
     assert cfg.model == before.model
 
 
-def test_the_students_own_preprocessor_goes_first():
-    model = toy.algorithm()
-    model["architecture"]["data_preprocessor"] = dict(mean=[1.0] * 3)
-    cfg = Config(dict(model=model))
+@pytest.mark.parametrize("stated", ["by the algorithm", "by the config", "None"])
+def test_the_student_gets_the_images_as_in_training(stated):
+    model, other = toy.algorithm(), dict(toy.PREPROCESSOR, mean=[1.0] * 3)
+    model["architecture"]["data_preprocessor"] = dict(mean=[2.0] * 3, std=[2.0] * 3)
+    if stated == "by the config":
+        del model["data_preprocessor"]
+    elif stated == "None":
+        model["data_preprocessor"] = None
+    cfg = Config(dict(model=model, data_preprocessor=other))
+    trained = MODELS.build({"data_preprocessor": other, **model})  # as the runner does
     launch.keep_student_only(cfg)
-    assert cfg.model.data_preprocessor == dict(mean=[1.0] * 3)
+    tested = MODELS.build(cfg.model)
+    assert torch.equal(tested.data_preprocessor.mean, trained.data_preprocessor.mean)
 
 
 def test_the_runners_preprocessor_is_not_kept_from_the_student():
@@ -63,13 +71,13 @@ def test_mmengines_preprocessor_becomes_a_classifiers():
     student = MODELS.build(cfg.model)  # which hands it batch augmentations
     given = student.data_preprocessor(dict(inputs=list(images)))["inputs"]
     assert torch.equal(given, expected) and given.shape == (2, 3, 6, 6)
-    assert launch.for_classifier(dict(own, bgr_to_rgb=False))["to_rgb"] is False
-    as_class = launch.for_classifier(dict(own, type=ImgDataPreprocessor))
+    assert for_classifier(dict(own, bgr_to_rgb=False))["to_rgb"] is False
+    as_class = for_classifier(dict(own, type=ImgDataPreprocessor))
     assert as_class == cfg.data_preprocessor
     classes = dict(type="ClsDataPreprocessor")  # of a pure Python config it would not print copied
-    assert launch.for_classifier(classes) is classes
-    other = launch.for_classifier(dict(own, bgr_to_rgb=False, rgb_to_bgr=True))
-    assert other == launch.for_classifier(own) and other["to_rgb"] is True
+    assert for_classifier(classes) is classes
+    other = for_classifier(dict(own, bgr_to_rgb=False, rgb_to_bgr=True))
+    assert other == for_classifier(own) and other["to_rgb"] is True
 
 
 def test_the_teachers_weights(tmp_path, monkeypatch):
@@ -98,7 +106,7 @@ def test_the_teachers_weights(tmp_path, monkeypatch):
     assert "teacher_ckpt" not in alone.model
 
 
-def test_resuming(tmp_path):
+def test_resuming(tmp_path, monkeypatch):
     cfg = load()
     with pytest.raises(SettingError, match=r"`--resume` to be a checkpoint, .*epoch_9\.pth"):
         launch.set_resume(cfg, str(tmp_path / "epoch_9.pth"))
@@ -106,8 +114,10 @@ def test_resuming(tmp_path):
     launch.set_resume(cfg, "auto")
     assert (cfg.resume, cfg.load_from) == (True, None)
     (tmp_path / "epoch_9.pth").touch()
-    launch.set_resume(cfg, str(tmp_path / "epoch_9.pth"))
-    assert (cfg.resume, cfg.load_from) == (True, str(tmp_path / "epoch_9.pth"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for file in (str(tmp_path / "epoch_9.pth"), "~/epoch_9.pth"):  # MMEngine reads both
+        launch.set_resume(cfg, file)
+        assert (cfg.resume, cfg.load_from) == (True, file)
 
 
 def test_the_work_folder_goes_before_initial_weights(tmp_path):

@@ -356,7 +356,7 @@ def test_malformed_settings(kind, settings, match):
 
 @pytest.mark.parametrize("name", ["in_channels", "factor_channels"])
 def test_malformed_settings_of_the_paraphraser(name):
-    with pytest.raises(SettingError, match=f"`{name}`.*positive"):
+    with pytest.raises(SettingError, match=f"`{name}`.*whole"):
         build("ParaphraserLoss", **{"in_channels": 3, "factor_channels": 2, name: 0})
 
 

@@ -198,6 +198,7 @@ def test_the_published_settings():
     given = base("resnet32x4", "resnet8x4")
     review = reviewkd(given)
     assert review["loss_warmup"] == {"loss_reviewkd": 20}
+    assert "loss_warmup" not in reviewkd(given, warmup=0)
     cfg = review["distill_losses"]["loss_reviewkd"]
     assert (cfg["loss_weight"], cfg["in_channels"]) == (5.0, (64, 128, 256, 256))
     assert [c["loss_weight"] for c in ofd(given)["distill_losses"].values()] == [

@@ -297,7 +297,7 @@ def test_a_name_that_is_near_to_none() -> None:
 def test_class_counts_that_cannot_work() -> None:
     for count in (0, -1, 2.0, True, "10"):
         with pytest.raises(
-            SettingError, match="Expected `num_classes` to be a positive whole number"
+            SettingError, match="Expected `num_classes` to be a whole number of at least 1"
         ):
             classifier("resnet8", count)
 

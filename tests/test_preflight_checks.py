@@ -17,13 +17,12 @@ from mskd_plugin.hooks.preflight import (
     _unchanged,
     _watch_categorization,
     check_batch_size,
-    check_data,
     check_data_roots,
     check_losses,
     check_teacher,
     tell_accumulation,
 )
-from mskd_plugin.hooks.trial import two_images
+from mskd_plugin.hooks.trial import read_items, two_images
 
 
 def test_a_teacher_that_trains_may_begin_at_random():
@@ -33,8 +32,9 @@ def test_a_teacher_that_trains_may_begin_at_random():
 
 
 def test_data_sets_of_none_and_of_one_image():
-    with pytest.raises(SettingError, match="train_dataloader.dataset.*at least one.*empty"):
-        check_data([], toy.build())
+    for loader in ("train_dataloader", "val_dataloader"):
+        with pytest.raises(SettingError, match=f"{loader}.dataset.*at least one.*empty"):
+            read_items([], loader)
     assert two_images(DataLoader([7])).tolist() == [7, 7]
     assert two_images(DataLoader([7, 8, 9])).tolist() == [7, 8]
 

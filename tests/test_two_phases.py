@@ -209,9 +209,9 @@ def test_no_training_without_a_phase_but_checks():
         ("init_losses", "loss_ft", "`init_losses`"),
         ("init_modules", ["teacher"], "`init_modules`.*ft_paraphraser.*'teacher'"),
         ("init_modules", ["architecture.neck.fc"], "`init_modules`"),
-        ("init_epochs", 0, "`init_epochs`.*positive"),
-        ("init_epochs", 1.5, "`init_epochs`.*positive.*1.5"),
-        ("init_epochs", True, "`init_epochs`.*positive.*True"),
+        ("init_epochs", 0, "`init_epochs`.*whole"),
+        ("init_epochs", 1.5, "`init_epochs`.*whole.*1.5"),
+        ("init_epochs", True, "`init_epochs`.*whole.*True"),
     ],
 )
 def test_malformed_settings(setting, value, match):

@@ -215,6 +215,7 @@ def test_files_that_could_run_code_are_refused(old_format: bool, tmp_path: Path)
         ({}, "a file with weights, plain or under one of 'state_dict', 'model', 'net'"),
         ({"epoch": 3, "optimizer": {}}, "with the keys epoch, optimizer"),
         ({"model": {"epoch": 3}}, "with the keys epoch"),
+        ({0: torch.zeros(2)}, "with the keys 0"),
     ],
 )
 def test_files_that_are_no_checkpoints(content: object, message: str, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ from mskd_plugin.measure import (
     synchronize,
     write_figures,
 )
-from mskd_plugin.switches import use_in_memory, use_mixed_precision
+from mskd_plugin.switches import use_mixed_precision
 
 #: Parts of a step, "step" being the optimizer's. The rest is what lies between them.
 FORWARDS = ("teacher forward", "student forward", "connectors and losses")
@@ -80,8 +80,6 @@ class Subject:
             cfg.model.teacher_ckpt = None
         if args.amp:
             use_mixed_precision(cfg)
-        if args.in_memory:
-            use_in_memory(cfg)
         self.batch_size = args.batch_size or cfg.train_dataloader.batch_size
         cfg.train_dataloader.batch_size = self.batch_size
         collate = cfg.train_dataloader.get("collate_fn", {}).get("type", "pseudo_collate")

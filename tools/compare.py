@@ -129,9 +129,9 @@ def check_recipe(work_dir: Path, recipe: dict[str, object], fresh: bool = False)
     if fresh:
         return
     for name, noted in json.loads(note.read_text()).items() if note.exists() else ():
-        if noted is not None and noted != recipe[name]:
+        if noted is not None and noted != recipe.get(name):
             before, now = (
-                "none" if value in (None, []) else value for value in (noted, recipe[name])
+                "none" if value in (None, []) else value for value in (noted, recipe.get(name))
             )
             raise SettingError(
                 name,

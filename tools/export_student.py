@@ -22,7 +22,6 @@ from typing import Any
 
 import torch
 from mmengine.config import Config
-from mmengine.hub import get_config
 from mmengine.registry import DefaultScope
 from mmpretrain.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
@@ -30,7 +29,8 @@ import mskd_plugin
 from mskd_plugin.checkpoints.weights import STUDENT_PREFIX, fit_weights, read_checkpoint, weights_of
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError, check_output
-from mskd_plugin.launch import Count, for_classifier, read_config
+from mskd_plugin.hooks.data_checks import trained_classes
+from mskd_plugin.launch import Count, is_distillation, keep_student_only, read_config
 
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
 HOST_SCOPES = ("mmpretrain", "mmcls", "mmcv", "mmengine")
@@ -94,15 +94,13 @@ def type_name(kind: str | type) -> str:
 
 
 def student_config(cfg: Config) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the configs of the student and of the preprocessing it was trained with."""
-    model = plain(cfg.model)
-    preprocessor = model.get("data_preprocessor") or plain(cfg.get("data_preprocessor"))
-    if "architecture" in model:
-        student = model["architecture"]
-        if "cfg_path" in student:  # MMRazor's short form for a config of another package
-            student = plain(get_config(student["cfg_path"]).model)
-    else:
-        student = model
+    """Return the configs of the student and of the preprocessing it was trained with.
+
+    The student is put in the place of ``cfg.model``.
+    """
+    keep_student_only(cfg)
+    student = plain(cfg.model)
+    preprocessor = student.get("data_preprocessor") or plain(cfg.get("data_preprocessor"))
     # Of use in training alone, with names of files that others do not have.
     for key in ("data_preprocessor", "train_cfg", "pretrained", "_scope_"):
         student.pop(key, None)
@@ -110,7 +108,6 @@ def student_config(cfg: Config) -> tuple[dict[str, Any], dict[str, Any] | None]:
         if isinstance(part.get("init_cfg"), dict) and part["init_cfg"].get("type") == "Pretrained":
             del part["init_cfg"]
     if preprocessor is not None:
-        preprocessor = plain(for_classifier(preprocessor))
         preprocessor.pop("batch_augments", None)
         if preprocessor.get("type") == "BatchDataPreprocessor":  # to rounding, mmpretrain's own
             preprocessor["type"] = "ClsDataPreprocessor"
@@ -139,7 +136,7 @@ def read_student(
 
 def class_names(checkpoint: Mapping[str, Any], dataset: Mapping[str, Any]) -> list[str] | None:
     """Return the names of the classes: as trained with, else as the data set's type has them."""
-    names = checkpoint.get("meta", {}).get("dataset_meta", {}).get("classes")
+    names = trained_classes(checkpoint)
     if names is None and "type" in dataset:
         names = getattr(DATASETS.get(dataset["type"]), "METAINFO", {}).get("classes")
     return None if names is None else list(names)
@@ -252,10 +249,9 @@ def main(argv: list[str] | None = None) -> None:
     if "model" not in cfg:
         raise SettingError("CONFIG", "a config with a model", repr(str(args.config)))
     checkpoint = read_checkpoint(args.checkpoint, setting="CHECKPOINT")
+    distilled = is_distillation(cfg.model)
     student, preprocessor = student_config(cfg)
-    state_dict = read_student(
-        student, checkpoint, args.checkpoint, distilled="architecture" in cfg.model
-    )
+    state_dict = read_student(student, checkpoint, args.checkpoint, distilled)
     loader = plain(cfg.get("test_dataloader") or cfg.get("val_dataloader") or {})
     classes = class_names(checkpoint, inner_dataset(loader))
 

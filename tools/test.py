@@ -8,12 +8,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mskd_plugin.checkpoints.weights import load_weights, read_checkpoint
+from mmengine.model import is_model_wrapper
+
+from mskd_plugin.checkpoints.weights import check_source, load_weights, read_checkpoint
 from mskd_plugin.cli import run_tool
-from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import compare_classes, trained_classes
 from mskd_plugin.launch import (
     TESTING,
+    TRAINING,
     add_common_options,
     build_runner,
     keep_student_only,
@@ -41,23 +43,16 @@ def main(argv: list[str] | None = None) -> None:
     """Evaluate."""
     args = parse_args(argv)
     cfg = load_config(args, TESTING)
-    if "://" not in args.checkpoint and not Path(args.checkpoint).expanduser().is_file():
-        raise SettingError(
-            "checkpoint",
-            "a file, a URL or torchvision://NAME",
-            f"{args.checkpoint!r}, which is not there",
-        )
+    check_source(args.checkpoint, "checkpoint")
     keep_student_only(cfg)
-    for key in ("train_dataloader", "train_cfg", "optim_wrapper", "param_scheduler"):
-        cfg.pop(key, None)
-    for key in ("val_dataloader", "val_cfg", "val_evaluator"):
+    for key in (*TRAINING, "param_scheduler", "val_dataloader", "val_cfg", "val_evaluator"):
         cfg.pop(key, None)
     cfg.load_from, cfg.resume = None, False
     # The runner writes its config into the work folder: not over that of the training.
     if (Path(cfg.work_dir) / Path(cfg.filename).name).exists():
         cfg.work_dir = str(Path(cfg.work_dir) / "test")
     runner = build_runner(cfg)
-    model = runner.model.module if hasattr(runner.model, "module") else runner.model
+    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
     load_weights(model, args.checkpoint, setting="checkpoint")
     compare_classes(
         trained_classes(read_checkpoint(args.checkpoint, setting="checkpoint")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, is_number
 
 
 def check_warmup(setting: str, warmup: Mapping[str, float] | None) -> dict[str, float]:
@@ -22,11 +22,7 @@ def check_warmup(setting: str, warmup: Mapping[str, float] | None) -> dict[str, 
             repr(warmup),
         )
     for name, epochs in warmup.items():
-        if (
-            isinstance(epochs, bool)
-            or not isinstance(epochs, (int, float))
-            or not 0 < epochs < float("inf")
-        ):
+        if not is_number(epochs) or epochs <= 0:
             raise SettingError(f"{setting}.{name}", "a number of epochs above 0", repr(epochs))
     return dict(warmup)
 

@@ -10,7 +10,7 @@ from mmrazor.registry import MODELS
 from torch import Tensor
 
 from mskd_plugin.algorithms.frozen_teacher_distill import FrozenTeacherDistill
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_count
 
 STUDENT, DISTILLER = "architecture", "distiller"
 
@@ -62,9 +62,7 @@ class TwoPhaseDistill(FrozenTeacherDistill):
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
-        if isinstance(init_epochs, bool) or not isinstance(init_epochs, int) or init_epochs < 1:
-            raise SettingError("init_epochs", "a positive whole number", repr(init_epochs))
-        self.init_epochs = init_epochs
+        self.init_epochs = check_count("init_epochs", init_epochs)
         self._mappings = dict(self.distiller.loss_forward_mappings)
         self.init_losses = _known("init_losses", init_losses, self._mappings)
         modules = [

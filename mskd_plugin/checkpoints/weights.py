@@ -135,7 +135,7 @@ def weights_of(checkpoint: Mapping[str, Any], source: str | Path, *, setting: st
     held = next(
         (checkpoint[k] for k in WRAPPERS if isinstance(checkpoint.get(k), Mapping)), checkpoint
     )
-    if not held or not all(isinstance(value, Tensor) for value in held.values()):
+    if not held or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in held.items()):
         raise SettingError(
             setting,
             f"a file with weights, plain or under one of {', '.join(map(repr, WRAPPERS))}",

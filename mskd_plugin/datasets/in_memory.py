@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from mskd_plugin.datasets.batch import BatchSample, check_one_class
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_count
 
 #: Images read twice to see whether they come out the same.
 COMPARED = 32
@@ -74,8 +74,7 @@ class InMemoryImages(Dataset):
         batch_labels: bool = True,
         device: str | torch.device | None = None,
     ) -> None:
-        if isinstance(padding, bool) or not isinstance(padding, int) or padding < 0:
-            raise SettingError("padding", "a number of pixels, 0 or more", repr(padding))
+        check_count("padding", padding, least=0)
         if not 0 <= flip_prob <= 1:
             raise SettingError("flip_prob", "from 0 to 1", flip_prob)
         source = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset

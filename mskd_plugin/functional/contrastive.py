@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_above_zero, is_number
 from mskd_plugin.functional.categorization import check_labels
 from mskd_plugin.functional.constants import kept
 from mskd_plugin.functional.distributed import gather_batch, rank
@@ -39,20 +39,6 @@ class ContrastiveTerms(NamedTuple):
     feature_wise: Tensor
 
 
-def check_temperature(temperature: float) -> None:
-    """Check that ``temperature`` divides.
-
-    Raises:
-        SettingError: If it is no finite number above 0.
-    """
-    if (
-        isinstance(temperature, bool)
-        or not isinstance(temperature, (int, float))
-        or not 0 < temperature < float("inf")
-    ):
-        raise SettingError("temperature", "a number above 0", repr(temperature))
-
-
 def check_scale_weights(scale_weights: Sequence[float]) -> None:
     """Check that ``scale_weights`` can weigh a mean.
 
@@ -61,7 +47,7 @@ def check_scale_weights(scale_weights: Sequence[float]) -> None:
     """
     if (
         not isinstance(scale_weights, Sequence)
-        or not all(isinstance(w, (int, float)) and 0 <= w < float("inf") for w in scale_weights)
+        or not all(is_number(weight) and weight >= 0 for weight in scale_weights)
         or not sum(scale_weights) > 0
     ):
         raise SettingError("scale_weights", "numbers of at least 0, not all 0", repr(scale_weights))
@@ -246,7 +232,7 @@ def multi_scale_contrastive_terms(
         True
     """
     check_regions(student_regions, teacher_regions)
-    check_temperature(temperature)
+    check_above_zero("temperature", temperature)
     if negatives not in NEGATIVES:
         raise SettingError("negatives", f"one of {NEGATIVES}", repr(negatives))
     counts = [scale.shape[1] for scale in student_regions]

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, is_number
 from mskd_plugin.functional.constants import kept
 
 #: Scales used when none are given.
@@ -28,13 +28,13 @@ def check_scales(scales: Sequence[int]) -> tuple[int, ...]:
         SettingError: If ``scales`` is empty, repeats a scale, or holds anything but positive
             integers.
     """
-    expected = "distinct positive integers such as (1, 2, 4)"
-    if isinstance(scales, (str, int)) or not isinstance(scales, Sequence) or not scales:
-        raise SettingError("scales", expected, repr(scales))
-    if any(isinstance(s, bool) or not isinstance(s, int) or s < 1 for s in scales):
-        raise SettingError("scales", expected, repr(tuple(scales)))
-    if len(set(scales)) != len(scales):
-        raise SettingError("scales", expected, repr(tuple(scales)))
+    if (
+        not isinstance(scales, Sequence)
+        or not scales
+        or not all(type(scale) is int and scale > 0 for scale in scales)
+        or len(set(scales)) < len(scales)
+    ):
+        raise SettingError("scales", "distinct positive integers such as (1, 2, 4)", repr(scales))
     return tuple(scales)
 
 
@@ -44,7 +44,7 @@ def check_overlap(overlap: float) -> float:
     Raises:
         SettingError: If ``overlap`` is no number in [0, 1).
     """
-    if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0 <= overlap < 1:
+    if not is_number(overlap) or not 0 <= overlap < 1:
         raise SettingError("overlap", "a number in [0, 1)", repr(overlap))
     return float(overlap)
 

@@ -185,23 +185,25 @@ def _train_on_one_image(student: nn.Module, model: BaseModel, loader: DataLoader
 
 
 def check_even_batches(runner: Runner, model: BaseModel) -> None:
-    """Check that all processes have batches of one size where a loss gathers them.
+    """Check that all processes have batches of one size where a loss joins them.
+
+    A loss that does says so by an attribute ``joins_processes``.
 
     Raises:
         SettingError: If the sampler gives some processes one image more.
     """
     losses = getattr(getattr(model, "distiller", None), "distill_losses", None) or {}
-    gathers = any(getattr(loss, "negatives", None) == "all" for loss in losses.values())
+    joining = [name for name, loss in losses.items() if getattr(loss, "joins_processes", False)]
     loader = runner.train_dataloader
-    if not gathers or runner.world_size == 1 or isinstance(loader.dataset, IterableDataset):
+    if not joining or runner.world_size == 1 or isinstance(loader.dataset, IterableDataset):
         return
     counts = images_per_process(loader, runner.world_size)
     whole = loader.batch_size if loader.drop_last and loader.batch_size else 1
     if len({count // whole for count in counts}) > 1:
         raise SettingError(
             "train_dataloader.sampler.round_up",
-            "True for a loss with negatives='all', which needs batches of one size in all "
-            "processes",
+            f"True for losses that join the batches of all processes ({', '.join(joining)}), which "
+            "have to be of one size",
             f"False with {len(loader.dataset)} images for {runner.world_size} processes",
         )
 

@@ -91,7 +91,6 @@ class DeferringMessageHub(MessageHub):
             buffer = self._log_scalars.get(key)
             if buffer is None:  # taken out since, with what it held
                 continue
-            history, counts = buffer.data
             written = [
                 next(numbers[v.dtype, v.device]) if isinstance(v, Tensor) else v for v, _ in values
             ]

@@ -28,13 +28,13 @@ from mskd_plugin.hooks.data_checks import (
     check_even_batches,
     check_normalized,
     check_single_images,
+    classes_of,
 )
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.trial import check_metrics, read_items, two_images
 from mskd_plugin.losses import MultiScaleContrastiveLoss
-from mskd_plugin.schedule import schedulers_of
-from mskd_plugin.switches import schedule_with_own_rate
+from mskd_plugin.schedule import schedule_with_own_rate, schedulers_of
 
 #: Largest difference, relative to the largest logit, that rounding in bfloat16 explains.
 CLASSIFIER_TOLERANCE = 0.05
@@ -231,10 +231,8 @@ def check_schedules(runner: Runner) -> None:
 
 
 def check_data(dataset: BaseDataset, model: BaseModel) -> None:
-    """Check that there are images and that every head has their classes."""
-    if len(dataset) == 0:
-        raise SettingError("train_dataloader.dataset", "at least one image", "an empty data set")
-    classes = getattr(dataset, "metainfo", {}).get("classes")
+    """Check that every head has the classes of the data."""
+    classes = classes_of(dataset)
     for name in ("student", "teacher"):
         network = getattr(model, name, model if name == "student" else None)
         count = getattr(getattr(network, "head", None), "num_classes", None)

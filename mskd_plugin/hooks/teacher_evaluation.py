@@ -8,6 +8,7 @@ from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
+from mskd_plugin.hooks.data_checks import classes_of
 from mskd_plugin.hooks.random_state import unchanged_random_state
 
 
@@ -17,9 +18,9 @@ class TeacherEvaluationHook(Hook):
 
     A teacher whose weights or normalisation are wrong otherwise trains a student for days
     unnoticed. MMRazor's ``SingleTeacherDistillValLoop`` shows the accuracy too, and pays for it at
-    every validation. The metrics are logged, written to the visualizer as ``teacher/<metric>``, and
-    kept in the message hub, hence in checkpoints. A resumed run does not measure again. Without a
-    validation loop, or without a teacher, nothing happens.
+    every validation. Metrics that are numbers are logged and written to the visualizer as
+    ``teacher/<metric>``; all are kept in the message hub, hence in checkpoints. A resumed run does
+    not measure again. Without a validation loop, or without a teacher, nothing happens.
     """
 
     priority = "VERY_LOW"  # after the hooks that prepare the run's logs
@@ -42,15 +43,16 @@ class TeacherEvaluationHook(Hook):
             metrics = loop.evaluator.evaluate(len(loop.dataloader.dataset))
         teacher.train(was_training)
 
-        logged = {f"teacher/{name}": value for name, value in metrics.items()}
-        for name, value in logged.items():
-            runner.message_hub.update_info(name, value)
-        runner.visualizer.add_scalars(logged)
+        for name, value in metrics.items():
+            runner.message_hub.update_info(f"teacher/{name}", value)
+        # Metrics of each class are lists, a confusion matrix is a tensor.
+        numbers = {name: v for name, v in metrics.items() if isinstance(v, (int, float))}
+        runner.visualizer.add_scalars({f"teacher/{name}": v for name, v in numbers.items()})
         runner.logger.info(
             "Teacher on the validation data: "
-            + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+            + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         )
-        classes = loop.dataloader.dataset.metainfo.get("classes") or ()
+        classes = classes_of(loop.dataloader.dataset) or ()
         top1 = metrics.get("accuracy/top1")
         if top1 is not None and classes and top1 < 2 * 100 / len(classes):
             runner.logger.warning(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, ValLoop
 from mmpretrain.evaluation import Accuracy
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, IterableDataset
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.schedule import schedulers_of
@@ -23,16 +24,22 @@ def read_items(dataset: Any, setting: str = "train_dataloader", count: int = 2) 
     Args:
         dataset: The data set.
         setting: Place of its loader in the config.
-        count: How many; one image is read again where the data set has no other.
+        count: How many; one image is read again where the data set has no other. Of a stream, the
+            first ones that it gives.
 
     Raises:
-        SettingError: If an image cannot be read.
+        SettingError: If there is no image, or one cannot be read.
     """
-    indices = [i % len(dataset) for i in range(count)]
+    stream = isinstance(dataset, IterableDataset)
+    if not stream and not len(dataset):
+        raise SettingError(f"{setting}.dataset", "at least one image", "an empty data set")
     # What torch's loader prefers where a data set has it.
     read = getattr(dataset, "__getitems__", None)
     items, place = [], "the first images"
     try:
+        if stream:
+            return list(itertools.islice(dataset, count))
+        indices = [i % len(dataset) for i in range(count)]
         if read:
             return read(indices)
         for index in indices:

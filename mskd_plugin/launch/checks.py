@@ -19,11 +19,11 @@ from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from mskd_plugin.checkpoints.weights import check_source
 from mskd_plugin.errors import SettingError, check_count, check_output, nearest
+from mskd_plugin.schedule import schedule_with_own_rate
 from mskd_plugin.switches import (
     computes_fused,
     find_optimizer,
     has_frozen_teacher,
-    schedule_with_own_rate,
     type_name,
 )
 

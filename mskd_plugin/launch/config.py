@@ -165,14 +165,18 @@ def is_distillation(model: ConfigDict) -> bool:
 
 
 def keep_student_only(cfg: Config) -> None:
-    """Put the student in the algorithm's place, for tools that need no teacher."""
+    """Put the student in the algorithm's place, for tools that need no teacher.
+
+    It gets the images as in training: by the algorithm's data preprocessor, by the config's where
+    the algorithm states none, and by its own where the algorithm's is None.
+    """
     if is_distillation(cfg.model):
         student = cfg.model.architecture
         if "cfg_path" in student:  # MMRazor's short form for a config of another package
             student = get_config(student.cfg_path).model
-        # None would keep the runner from giving it the config's own.
-        if cfg.model.get("data_preprocessor") is not None:
-            student.setdefault("data_preprocessor", cfg.model.data_preprocessor)
+        preprocessor = cfg.model.get("data_preprocessor", cfg.get("data_preprocessor"))
+        if preprocessor is not None:
+            student.data_preprocessor = preprocessor
         cfg.model = student
     for part in (cfg, cfg.model):
         if part.get("data_preprocessor"):

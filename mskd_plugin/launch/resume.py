@@ -42,8 +42,9 @@ def set_resume(cfg: Config, checkpoint: str) -> None:
         elif newest and newest != find_latest_checkpoint(cfg.work_dir):
             cfg.load_from = newest  # else left to the runner: its config serves other folders, too
         return
-    if not Path(checkpoint).is_file():
-        what = "a folder" if Path(checkpoint).is_dir() else "not there"
+    file = Path(checkpoint).expanduser()
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "not there"
         raise SettingError("--resume", "a checkpoint", f"{checkpoint!r}, which is {what}")
     cfg.load_from = checkpoint
 

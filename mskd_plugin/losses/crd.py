@@ -11,15 +11,11 @@ from mmrazor.registry import MODELS
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mskd_plugin.errors import SettingError, check_count
+from mskd_plugin.errors import SettingError, check_above_zero, check_at_least_zero, check_count
 from mskd_plugin.functional.categorization import check_labels
 from mskd_plugin.functional.distributed import gather_batch, world_size
 from mskd_plugin.functional.negatives import draw_negatives
-from mskd_plugin.losses.feature_loss import (
-    at_least_float32,
-    check_above_zero,
-    check_at_least_zero,
-)
+from mskd_plugin.losses.feature_loss import at_least_float32
 
 #: Added to probabilities, as published.
 EPS = 1e-7
@@ -115,6 +111,9 @@ class MemoryCRDLoss(nn.Module):
     Source: Y. Tian, D. Krishnan, P. Isola, "Contrastive Representation Distillation", arXiv
     1910.10699, as computed by RepDistiller's ``crd/``.
     """
+
+    #: The memories are updated by the batches of all processes, which have to be of one size.
+    joins_processes = True
 
     def __init__(
         self,

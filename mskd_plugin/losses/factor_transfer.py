@@ -8,14 +8,9 @@ from mmrazor.models.architectures.connectors import Paraphraser
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.errors import SettingError
-from mskd_plugin.losses.feature_loss import (
-    FeatureLoss,
-    at_least_float32,
-    check_at_least_zero,
-    pool_to_smaller,
-)
-from mskd_plugin.losses.maps import check_channels, check_counts, check_maps
+from mskd_plugin.errors import SettingError, check_at_least_zero, check_count, is_number
+from mskd_plugin.losses.feature_loss import FeatureLoss, at_least_float32, pool_to_smaller
+from mskd_plugin.losses.maps import check_channels, check_maps
 
 
 def normalized_factor(factor: Tensor, power: int = 2) -> Tensor:
@@ -75,8 +70,8 @@ class FactorTransferLoss(FeatureLoss):
         self, loss_weight: float = 1.0, factor_power: int = 2, error_power: float = 1.0
     ) -> None:
         super().__init__(loss_weight)
-        (self.factor_power,) = check_counts("factor_power", (factor_power,))
-        if not isinstance(error_power, (int, float)) or not 1 <= error_power < float("inf"):
+        self.factor_power = check_count("factor_power", factor_power)
+        if not is_number(error_power) or error_power < 1:
             raise SettingError("error_power", "a number of at least 1", repr(error_power))
         self.error_power = error_power
 
@@ -113,8 +108,8 @@ class ParaphraserLoss(nn.Module):
     def __init__(self, in_channels: int, factor_channels: int, loss_weight: float = 1.0) -> None:
         super().__init__()
         self.loss_weight = check_at_least_zero("loss_weight", loss_weight)
-        (self.in_channels,) = check_counts("in_channels", (in_channels,))
-        (self.factor_channels,) = check_counts("factor_channels", (factor_channels,))
+        self.in_channels = check_count("in_channels", in_channels)
+        self.factor_channels = check_count("factor_channels", factor_channels)
         self.decoder = Paraphraser(in_channels, factor_channels).decoder
 
     def forward(self, teacher_factor: Tensor, teacher_feature: Tensor) -> Tensor:

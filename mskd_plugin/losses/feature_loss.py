@@ -9,37 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mskd_plugin.errors import SettingError
-
-
-def check_at_least_zero(name: str, value: float) -> float:
-    """Return ``value``, or say that it is no finite number of at least 0.
-
-    Raises:
-        SettingError: Naming the setting ``name``.
-    """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 <= value < float("inf")
-    ):
-        raise SettingError(name, "a number of at least 0", repr(value))
-    return float(value)
-
-
-def check_above_zero(name: str, value: float) -> float:
-    """Return ``value``, or say that it is no finite number above 0.
-
-    Raises:
-        SettingError: Naming the setting ``name``.
-    """
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not 0 < value < float("inf")
-    ):
-        raise SettingError(name, "a number above 0", repr(value))
-    return float(value)
+from mskd_plugin.errors import SettingError, check_at_least_zero
 
 
 def at_least_float32(feature: Tensor) -> Tensor:

@@ -6,12 +6,8 @@ import torch
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.errors import SettingError
-from mskd_plugin.losses.feature_loss import (
-    at_least_float32,
-    check_at_least_zero,
-    pool_to_smaller,
-)
+from mskd_plugin.errors import SettingError, check_at_least_zero
+from mskd_plugin.losses.feature_loss import at_least_float32, pool_to_smaller
 from mskd_plugin.losses.maps import check_maps
 
 

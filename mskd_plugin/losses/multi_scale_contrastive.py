@@ -8,14 +8,9 @@ import torch
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.errors import SettingError, check_flag
+from mskd_plugin.errors import SettingError, check_above_zero, check_at_least_zero, check_flag
 from mskd_plugin.functional import consistent_regions, multi_scale_contrastive_terms
-from mskd_plugin.functional.contrastive import (
-    NEGATIVES,
-    check_scale_weights,
-    check_temperature,
-)
-from mskd_plugin.losses.feature_loss import check_at_least_zero
+from mskd_plugin.functional.contrastive import NEGATIVES, check_scale_weights
 
 KEPT_REGIONS = ("all", "consistent", "complementary")
 
@@ -98,7 +93,7 @@ class MultiScaleContrastiveLoss(nn.Module):
             ("exclude_same_class", exclude_same_class),
         ):
             check_flag(name, flag)
-        check_temperature(temperature)
+        check_above_zero("temperature", temperature)
         if scale_weights is not None:
             check_scale_weights(scale_weights)
         if negatives not in NEGATIVES:
@@ -122,6 +117,11 @@ class MultiScaleContrastiveLoss(nn.Module):
         self.keep = keep
         self.exclude_same_class = exclude_same_class
         self.terms: dict[str, Tensor] = {}
+
+    @property
+    def joins_processes(self) -> bool:
+        """Whether the loss joins the batches of all processes, which have to be of one size."""
+        return self.negatives == "all"
 
     @property
     def categorizes(self) -> bool:

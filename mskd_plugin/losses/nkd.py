@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.losses.feature_loss import check_above_zero, check_at_least_zero
+from mskd_plugin.errors import check_above_zero, check_at_least_zero
 from mskd_plugin.losses.logits import (
     mean_of_samples,
     prepare_logits,

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.errors import SettingError
-from mskd_plugin.losses.feature_loss import at_least_float32, check_at_least_zero
+from mskd_plugin.errors import SettingError, check_at_least_zero
+from mskd_plugin.losses.feature_loss import at_least_float32
 from mskd_plugin.losses.maps import check_channels, check_maps
 
 #: Below this share of negative values, the margin is three deviations under zero.

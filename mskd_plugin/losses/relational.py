@@ -7,7 +7,8 @@ from mmrazor.registry import MODELS
 from torch import Tensor
 from torch.nn import functional
 
-from mskd_plugin.losses.feature_loss import FeatureLoss, check_at_least_zero
+from mskd_plugin.errors import check_at_least_zero
+from mskd_plugin.losses.feature_loss import FeatureLoss
 
 
 def differences(vectors: Tensor) -> Tensor:

@@ -10,8 +10,8 @@ from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
 from mskd_plugin.connectors.attention_fusion import AttentionFusionChain
-from mskd_plugin.errors import SettingError
-from mskd_plugin.losses.feature_loss import at_least_float32, check_at_least_zero
+from mskd_plugin.errors import SettingError, check_at_least_zero, check_count
+from mskd_plugin.losses.feature_loss import at_least_float32
 from mskd_plugin.losses.maps import check_channels, check_counts, check_maps
 
 #: Side lengths to which maps are pooled, beside their own.
@@ -105,7 +105,7 @@ class ReviewKDLoss(nn.Module):
             raise SettingError(
                 "out_channels", f"{len(self.in_channels)} numbers, as `in_channels`", out_channels
             )
-        check_counts("max_mid_channels", (max_mid_channels,))
+        check_count("max_mid_channels", max_mid_channels)
         mid_channels = min(max_mid_channels, self.in_channels[-1])
         self.chain = AttentionFusionChain(self.in_channels, self.out_channels, mid_channels)
 

@@ -9,15 +9,11 @@ import torch.nn.functional as F
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_above_zero, check_at_least_zero
 from mskd_plugin.functional import consistent_regions, decouple
 from mskd_plugin.functional.decoupling import check_scales
 from mskd_plugin.losses.dkd import dkd_of_samples
-from mskd_plugin.losses.feature_loss import (
-    at_least_float32,
-    check_above_zero,
-    check_at_least_zero,
-)
+from mskd_plugin.losses.feature_loss import at_least_float32
 from mskd_plugin.losses.logits import kd_of_samples, prepare_logits
 from mskd_plugin.losses.nkd import nkd_of_samples
 

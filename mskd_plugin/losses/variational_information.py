@@ -8,8 +8,8 @@ import torch
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.errors import SettingError
-from mskd_plugin.losses.feature_loss import FeatureLoss, check_above_zero, pool_to_smaller
+from mskd_plugin.errors import SettingError, check_above_zero, check_count
+from mskd_plugin.losses.feature_loss import FeatureLoss, pool_to_smaller
 
 
 def variational_information(predicted: Tensor, teacher: Tensor, variance: Tensor) -> Tensor:
@@ -72,8 +72,7 @@ class VariationalInformationLoss(FeatureLoss):
         eps: float = 1e-5,
     ) -> None:
         super().__init__(loss_weight)
-        if isinstance(channels, bool) or not isinstance(channels, int) or channels < 1:
-            raise SettingError("channels", "the channels of the teacher's map", repr(channels))
+        check_count("channels", channels)
         self.eps = check_above_zero("eps", eps)
         if check_above_zero("init_variance", init_variance) <= eps:
             raise SettingError("init_variance", f"above `eps`, {eps}", init_variance)

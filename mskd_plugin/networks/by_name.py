@@ -11,7 +11,8 @@ import dataclasses
 import difflib
 from typing import Any
 
-from mskd_plugin.errors import SettingError
+from mskd_plugin.backbones.cifar_vgg import CONVOLUTIONS
+from mskd_plugin.errors import SettingError, check_count
 from mskd_plugin.networks.description import Network
 from mskd_plugin.networks.timm import PREFIX, timm_network
 from mskd_plugin.networks.tokens import mixer, swin, vision_transformer
@@ -82,7 +83,7 @@ def _wide_resnet(depth: int, factor: int) -> Network:
 def _vgg(depth: int) -> Network:
     widths = (128, 256, 512, 512)
     # The normalisation ends its block: 3 layers a convolution, but for the last one's ReLU.
-    counts = {8: (1, 1, 1, 1), 11: (1, 2, 2, 2), 13: (2,) * 4, 16: (2, 3, 3, 3), 19: (2, 4, 4, 4)}
+    counts = CONVOLUTIONS[depth][1:]
     blocks = [f"backbone.block{i}" for i in range(1, 5)]
     stages = tuple((f"backbone.relu{i}", width) for i, width in enumerate(widths, start=1))
     return Network(
@@ -90,7 +91,7 @@ def _vgg(depth: int) -> Network:
         width=512,
         stages=stages,
         preact_stages=tuple(zip(blocks, widths)),
-        preact_norms=tuple(f"{b}.{3 * count - 2}" for b, count in zip(blocks, counts[depth])),
+        preact_norms=tuple(f"{b}.{3 * count - 2}" for b, count in zip(blocks, counts)),
         stem=("backbone.relu0", 64),
         final=stages[-1],
         num_classes=100,
@@ -191,7 +192,7 @@ NETWORKS: dict[str, Network] = {
     **{f"resnet{depth}x4": _cifar_resnet(depth, _TIMES_4) for depth in (8, 32)},
     **{f"ResNet{depth}": _resnet("ResNet_CIFAR", depth, 100) for depth in (18, 50)},
     **{f"wrn_{d}_{factor}": _wide_resnet(d, factor) for d in (16, 40) for factor in (1, 2)},
-    **{f"vgg{depth}": _vgg(depth) for depth in (8, 11, 13, 16, 19)},
+    **{f"vgg{depth}": _vgg(depth) for depth in CONVOLUTIONS},
     "MobileNetV2": _mobilenet_v2(),
     "ShuffleV1": _shufflenet_v1(),
     "ShuffleV2": _shufflenet_v2(),
@@ -261,8 +262,7 @@ def classifier(
             whole number.
     """
     net = network(name)
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        raise SettingError("num_classes", "a positive whole number", repr(num_classes))
+    check_count("num_classes", num_classes)
     head = {
         "type": "LinearClsHead",
         "num_classes": num_classes,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.recipes.logits import LABELS, LABELS_MAPPING
 from mskd_plugin.recipes.method import method
 from mskd_plugin.recipes.taps import POOLED, linear_connectors
 
@@ -51,7 +52,7 @@ def crd(
         }
         for role in ("student", "teacher")
     }
-    mappings["labels"] = {"recorder": "labels", "from_student": True, "data_idx": 1}
+    mappings["labels"] = dict(LABELS_MAPPING)
     mappings["sample_idx"] = {
         "recorder": "data_samples",
         "from_student": True,
@@ -61,7 +62,7 @@ def crd(
     return {
         "student_recorders": {
             **POOLED,
-            "labels": {"type": "ModuleInputs", "source": "head.loss_module"},
+            **LABELS,
             # The empty name is the student itself, whose second input the data samples are.
             "data_samples": {"type": "ModuleInputs", "source": ""},
         },

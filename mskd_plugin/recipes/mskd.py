@@ -43,8 +43,8 @@ def mskd(
 
     Raises:
         SettingError: If a stage does not exist in both networks, the weights do not match the
-            stages, scales or overlap are malformed, or regions are to be categorized at a stage
-            whose average does not feed the classifier.
+            stages, a setting of connectors or loss is malformed, or regions are to be categorized
+            at a stage whose average does not feed the classifier.
     """
     pair = base["pair"]
     student, teacher = network(pair["student"]), network(pair["teacher"])
@@ -53,14 +53,15 @@ def mskd(
     weights = [1.0] * len(stages) if stage_weights is None else list(stage_weights)
     if len(weights) != len(stages):
         raise SettingError("stage_weights", f"{len(stages)} weights, one per stage", weights)
-    if _categorizes(loss_settings) and tuple(stages) != (-1,):
+    contrastive = MultiScaleContrastiveLoss(**loss_settings)
+    if contrastive.categorizes and tuple(stages) != (-1,):
         raise SettingError(
             "stages",
             "(-1,), the stage that feeds the teacher's classifier, where regions are categorized",
             f"{tuple(stages)} for {pair['teacher']} to {pair['student']}",
             "Other stages can be a second `mskd(...)` beside it.",
         )
-    if _categorizes(loss_settings) and not teacher.final_is_pooled:
+    if contrastive.categorizes and not teacher.final_is_pooled:
         raise SettingError(
             "teacher",
             "a network whose classifier reads the average of its last map, where regions are "
@@ -111,7 +112,7 @@ def mskd(
                 "from_student": False,
                 "connector": f"{name}_teacher",
             },
-            **_class_mappings(parts, loss_settings),
+            **_class_mappings(parts, contrastive),
         }
     return parts
 
@@ -132,13 +133,13 @@ def _class_tokens(net: Network) -> dict[str, int]:
     return {"class_tokens": net.class_tokens} if net.class_tokens else {}
 
 
-def _class_mappings(parts: dict[str, Any], loss_settings: dict[str, Any]) -> dict[str, Any]:
+def _class_mappings(parts: dict[str, Any], loss: MultiScaleContrastiveLoss) -> dict[str, Any]:
     """Record what categorization reads: the labels, and the teacher's classifier."""
     mappings: dict[str, Any] = {}
-    if _categorizes(loss_settings) or loss_settings.get("exclude_same_class", False):
+    if loss.categorizes or loss.exclude_same_class:
         parts["student_recorders"].update(LABELS)
         mappings["labels"] = dict(LABELS_MAPPING)
-    if _categorizes(loss_settings):
+    if loss.categorizes:
         for name in ("weight", "bias"):
             recorder = f"classifier_{name}"
             parts["teacher_recorders"][recorder] = {
@@ -147,11 +148,3 @@ def _class_mappings(parts: dict[str, Any], loss_settings: dict[str, Any]) -> dic
             }
             mappings[recorder] = {"recorder": recorder, "from_student": False}
     return mappings
-
-
-def _categorizes(loss_settings: dict[str, Any]) -> bool:
-    """Whether the settings make the loss read categories."""
-    return (
-        loss_settings.get("keep", "all") != "all"
-        or loss_settings.get("complementary_weight", 1) != 1
-    )

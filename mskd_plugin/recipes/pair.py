@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from inspect import Parameter
 from typing import Any
 
-from mskd_plugin.errors import SettingError, check_count, nearest
+from mskd_plugin.errors import SettingError, check_count, is_number, nearest
 
 #: What a pair may state, as annotations; the first three it must.
 PAIR_SETTINGS = {
@@ -103,10 +102,6 @@ def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value: Any) -> bool:
-    return _is_int(value) or (isinstance(value, float) and math.isfinite(value))
-
-
 def _list_of(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda value: (
         isinstance(value, Sequence) and not isinstance(value, str) and all(map(item, value))
@@ -118,9 +113,9 @@ KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "None": ("None", lambda value: value is None),
     "bool": ("True or False", lambda value: isinstance(value, bool)),
     "int": ("a whole number", _is_int),
-    "float": ("a number", _is_number),
+    "float": ("a number", is_number),
     "dict": ("a dict", lambda value: isinstance(value, dict)),
     "str": ("a string", lambda value: isinstance(value, str)),
     "Sequence[int]": ("a list of whole numbers", _list_of(_is_int)),
-    "Sequence[float]": ("a list of numbers", _list_of(_is_number)),
+    "Sequence[float]": ("a list of numbers", _list_of(is_number)),
 }

@@ -30,8 +30,8 @@ def reviewkd(
         loss_weight: Weight of the method. The published code takes 5 for most CIFAR-100 pairs (8
             for ResNet32x4 to ShuffleNetV2, 0.6 for ResNet20, 1 for ResNet32 students); on ImageNet
             1 for ResNet-34 to ResNet-18, 8 for ResNet-50 to MobileNetV1.
-        warmup: Epochs over which the loss grows to its weight: 20 on CIFAR-100, 1 on ImageNet. 0
-            leaves it out.
+        warmup: Epochs over which the weight grows from 0: 20 on CIFAR-100, 1 on ImageNet. 0 leaves
+            it out.
         max_mid_channels: Largest width in which maps are fused. 512; 256 for ResNet-50 to
             MobileNetV1.
         student_preact: Take the student's maps before the ReLU too, as on ImageNet.

@@ -10,7 +10,7 @@ from mskd_plugin.losses.sdd import check_sdd_scales
 from mskd_plugin.networks import network
 from mskd_plugin.recipes.logits import LABELS, LABELS_MAPPING, warmed_up
 from mskd_plugin.recipes.method import method
-from mskd_plugin.recipes.pair import pair_settings
+from mskd_plugin.recipes.pair import METHOD_SETTINGS, pair_settings
 from mskd_plugin.recipes.taps import layout, stage_sides, tapped
 
 SIDES = ("student", "teacher")
@@ -32,25 +32,19 @@ def sdd_kd(
         base: Config with the ``pair``.
         scales: Out of 1, 2 and 4, with 1 among them. Default: all that both networks' last maps are
             large enough for. The published runs take (1, 2) for pairs of like networks.
-        temperature: Default: what the pair states for ``kd``, else 4.
+        temperature: Default of this, ``loss_weight`` and ``ce_weight``: what the pair states for
+            ``kd``, else the default of :func:`kd`.
         complementary_weight: Weight of regions where the teacher is right and on the whole map is
             not, or the reverse.
-        loss_weight: Weight of the method. Default: what the pair states for ``kd``, else 0.9.
-        ce_weight: Weight of the student's cross-entropy where the method stands alone. Default:
-            what the pair states for ``kd``, else 0.1.
+        loss_weight: Weight of the method.
+        ce_weight: Weight of the student's cross-entropy where the method stands alone.
 
     Raises:
         SettingError: If a last map is smaller than the largest scale, or its average is not what
             the classifier reads.
     """
-    inherited = {
-        "temperature": 4.0,
-        "loss_weight": 0.9,
-        "ce_weight": 0.1,
-        **pair_settings(base, "kd"),
-    }
     given = {"temperature": temperature, "loss_weight": loss_weight, "ce_weight": ce_weight}
-    settings = _inherit(inherited, given)
+    settings = _inherit(_settings_of("kd", base), given)
     of_student = settings.pop("ce_weight")
     parts = _sdd(base, "kd", scales, complementary_weight=complementary_weight, **settings)
     return {**parts, "ce_weight": of_student}
@@ -92,7 +86,7 @@ def sdd_dkd(
         "loss_weight": loss_weight,
         "warmup": warmup,
     }
-    settings = _inherit(_of_dkd(base), given)
+    settings = _inherit(_settings_of("dkd", base), given)
     epochs = settings.pop("warmup")
     parts = _sdd(base, "dkd", scales, complementary_weight=complementary_weight, **settings)
     return warmed_up(parts, epochs)
@@ -125,7 +119,7 @@ def sdd_nkd(
         SettingError: If a last map is smaller than the largest scale, or its average is not what
             the classifier reads.
     """
-    inherited = _of_dkd(base)
+    inherited = _settings_of("dkd", base)
     inherited["gamma"] = inherited["beta"]
     settings = _inherit(inherited, {"temperature": temperature, "gamma": gamma, "warmup": warmup})
     epochs = settings.pop("warmup")
@@ -134,16 +128,10 @@ def sdd_nkd(
     return warmed_up(parts, epochs)
 
 
-def _of_dkd(base: dict) -> dict[str, Any]:
-    """Return the settings of DKD for the pair."""
-    return {
-        "temperature": 4.0,
-        "alpha": 1.0,
-        "beta": 8.0,
-        "loss_weight": 1.0,
-        "warmup": 20,
-        **pair_settings(base, "dkd"),
-    }
+def _settings_of(name: str, base: dict) -> dict[str, Any]:
+    """Return the settings of the method that is applied to regions, for the pair."""
+    defaults = {key: setting.default for key, setting in (METHOD_SETTINGS[name] or {}).items()}
+    return {**defaults, **pair_settings(base, name)}
 
 
 def _inherit(inherited: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
