@@ -41,7 +41,10 @@ def read_result(work_dir: Path) -> Result:
     teacher_top1 = None
     for file in sorted(work_dir.glob("*/vis_data/scalars.json")):
         for line in file.read_text().splitlines():
-            entry = json.loads(line)
+            try:
+                entry = json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the machine stopped in the midst of it
             teacher_top1 = entry.get("teacher/accuracy/top1", teacher_top1)
             if "accuracy/top1" in entry:
                 curve[entry["step"]] = entry["accuracy/top1"]

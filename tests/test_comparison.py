@@ -26,6 +26,14 @@ def test_logs_of_interrupted_trainings(tmp_path):
     assert result.seconds_per_step == 3.0  # of 1, 2, 4, 8; the first epoch is left out
 
 
+def test_a_line_that_was_cut_off_is_left_out(tmp_path):
+    write_scalars(tmp_path, "1", {"accuracy/top1": 30.0, "step": 1}, step(2, 5.0))
+    scalars = tmp_path / "1" / "vis_data" / "scalars.json"
+    scalars.write_text(scalars.read_text() + '{"accuracy/top1": 4')
+    write_scalars(tmp_path, "2", {"accuracy/top1": 40.0, "step": 2})
+    assert read_result(tmp_path).curve == [(1, 30.0), (2, 40.0)]
+
+
 def test_a_training_of_one_epoch(tmp_path):
     write_scalars(tmp_path, "run", step(1, 9.0), {"accuracy/top1": 30.0, "step": 1})
     result = read_result(tmp_path)
