@@ -35,7 +35,7 @@ def matrix(contains: str = "") -> tuple[list[str], dict[str, dict[str, str]]]:
     files = sorted(file for file in PAIRS.glob("*.py") if contains in file.stem)
     bases = {file.stem: read_config(file) for file in files}
     refusals: dict[str, dict[str, str]] = {}
-    for name, method in METHODS.items():
+    for name, method in sorted(METHODS.items()):
         refusals[name] = {}
         for pair, base in bases.items():
             try:

@@ -16,6 +16,7 @@ from mmengine.runner import Runner
 from mskd_plugin.checkpoints.weights import check_source
 from mskd_plugin.errors import SettingError, nearest
 from mskd_plugin.recipes import METHODS, alone, distill, two_phases
+from mskd_plugin.recipes.assemble import ALONE
 from mskd_plugin.switches import (
     FAST,
     FROZEN_TEACHER,
@@ -218,7 +219,7 @@ def use_method(cfg: Config, names: str) -> None:
             "given with the config of a pair alone, configs/_base_/pairs/*.py",
             f"{names!r} with a config that has a model already",
         )
-    if names in ("student", "teacher"):
+    if names in ALONE:
         cfg.model = alone(cfg, names)
         if names == "teacher" and "teacher_lr" in cfg.pair:
             cfg.optim_wrapper.optimizer.lr = cfg.pair.teacher_lr
@@ -230,7 +231,8 @@ def use_method(cfg: Config, names: str) -> None:
         if name not in METHODS:
             raise SettingError(
                 "--method",
-                f"student, teacher, or one or several (joined by +) of {', '.join(METHODS)}",
+                f"{', '.join(ALONE)}, or one or several (joined by +) of "
+                + ", ".join(sorted(METHODS)),
                 repr(name),
                 nearest(name, METHODS),
             )

@@ -12,6 +12,7 @@ from mskd_plugin.recipes.fsp import fsp
 from mskd_plugin.recipes.ft import ft
 from mskd_plugin.recipes.kd import kd
 from mskd_plugin.recipes.ls_kd import ls_kd
+from mskd_plugin.recipes.method import METHODS
 from mskd_plugin.recipes.mlkd import mlkd
 from mskd_plugin.recipes.mskd import mskd
 from mskd_plugin.recipes.nkd import nkd
@@ -26,39 +27,6 @@ from mskd_plugin.recipes.sdd import sdd_dkd, sdd_kd, sdd_nkd
 from mskd_plugin.recipes.sp import sp
 from mskd_plugin.recipes.vid import vid
 from mskd_plugin.recipes.wsld import wsld
-
-#: Methods by name.
-METHODS = {
-    function.__name__: function
-    for function in (
-        ab,
-        at,
-        cc,
-        crd,
-        dist,
-        dkd,
-        fitnet,
-        fsp,
-        ft,
-        kd,
-        ls_kd,
-        mlkd,
-        mskd,
-        nkd,
-        nst,
-        ofa,
-        ofd,
-        pkt,
-        reviewkd,
-        rkd,
-        sdd_dkd,
-        sdd_kd,
-        sdd_nkd,
-        sp,
-        vid,
-        wsld,
-    )
-}
 
 __all__ = [
     "METHODS",

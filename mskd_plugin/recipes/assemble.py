@@ -26,6 +26,8 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier
 from mskd_plugin.recipes.pair import checked_pair
 
+#: Networks of a pair that can train alone.
+ALONE = ("student", "teacher")
 #: What a method may add to the distiller.
 PARTS = (
     "student_recorders",
@@ -46,8 +48,8 @@ def alone(base: dict, role: str = "student") -> dict[str, Any]:
     Raises:
         SettingError: If ``role`` is neither, or ``label_smoothing`` is no share.
     """
-    if role not in ("student", "teacher"):
-        raise SettingError("role", "'student' or 'teacher'", repr(role))
+    if role not in ALONE:
+        raise SettingError("role", f"one of {ALONE}", repr(role))
     network = _network(checked_pair(base), role)
     network["data_preprocessor"] = _preprocessor(base)
     return network

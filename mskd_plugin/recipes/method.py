@@ -8,13 +8,17 @@ from collections.abc import Callable
 from typing import Any
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.recipes.assemble import ALONE
 from mskd_plugin.recipes.pair import METHOD_SETTINGS, check_method_settings, pair_settings
+
+#: Methods by name, those of other packages too once these are imported.
+METHODS: dict[str, Callable[..., dict[str, Any]]] = {}
 
 
 def method(
     function: Callable[..., dict[str, Any]], *, loss: type | None = None
 ) -> Callable[..., dict[str, Any]]:
-    """Let a pair state what differs from a method's defaults.
+    """Add a function to :data:`METHODS`, and let a pair state what differs from its defaults.
 
     Settings are taken from the call, else from the pair's ``settings`` under the function's name,
     else from the function's defaults.
@@ -25,11 +29,14 @@ def method(
         loss: Where the function takes any further keywords, the loss that has them as settings.
 
     Raises:
-        SettingError: When the method is called, if it has no setting of a given name, a value is of
-            another kind than the setting's annotation, or it reads the images' classes where mixing
-            leaves them none.
+        SettingError: If another module has a method of that name, or a network alone is called so.
+            When the method is called, if it has no setting of a given name, a value is of another
+            kind than the setting's annotation, or it reads the images' classes where mixing leaves
+            them none.
     """
     name = function.__name__
+    if name in ALONE or METHODS.get(name, function).__module__ != function.__module__:
+        raise SettingError("method", f"a name unlike {', '.join((*ALONE, *METHODS))}", repr(name))
     parameters = list(inspect.signature(function).parameters.values())[1:]
     own = {p.name: p for p in parameters if p.kind is not p.VAR_KEYWORD}
     if loss is not None:
@@ -45,6 +52,7 @@ def method(
         _check_labels(base, name, parts)
         return parts
 
+    METHODS[name] = with_pair_settings
     return with_pair_settings
 
 
