@@ -145,6 +145,9 @@ def test_the_models_copy_of_the_normalisation_follows():
             assert preprocessor.mean == [1, 2, 3] and preprocessor.pad_value == 7
     alone = load("--cfg-options", "model.data_preprocessor.mean=[1,2,3]")
     assert alone.model.data_preprocessor.mean == [1, 2, 3] != alone.data_preprocessor.mean
+    options = ["model.data_preprocessor.mean=[1,2,3]", "data_preprocessor.mean=[4,5,6]"]
+    cfg = load("--cfg-options", *options)
+    assert cfg.model.data_preprocessor.mean == [1, 2, 3] and cfg.data_preprocessor.mean == [4, 5, 6]
 
 
 def test_what_the_model_is_made_from_is_set_before():

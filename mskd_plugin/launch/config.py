@@ -125,7 +125,8 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
         use_fast(cfg, cfg.pop("fast"))
     options = dict(args.cfg_options)
     if cfg.model.get("data_preprocessor") is not None:  # the model holds a copy of the config's
-        options |= {f"model.{k}": v for k, v in options.items() if _top(k) == "data_preprocessor"}
+        copied = {f"model.{k}": v for k, v in options.items() if _top(k) == "data_preprocessor"}
+        options = {**copied, **options}
     _merge(cfg, options, args.config)
     # After the options, which name the data sets' own settings.
     if cfg.pop("in_memory", False) or getattr(args, "in_memory", False):
