@@ -9,6 +9,7 @@ import os
 import pickle
 import tarfile
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -309,6 +310,8 @@ def test_damaged_streams(tmp_path, legacy, stream, error):
 def test_previews_of_torch_2_6_read_with_their_own_check(tmp_path, monkeypatch, version):
     monkeypatch.setattr(torch, "__version__", version)
     monkeypatch.setattr(torch, "load", lambda path, **kwargs: kwargs)
+    if not hasattr(torch.serialization, "safe_globals"):  # torch before 2.5
+        monkeypatch.setattr(torch.serialization, "safe_globals", nullcontext, raising=False)
     assert load_plain(tmp_path) == {"map_location": "cpu", "weights_only": True}
 
 

@@ -25,6 +25,7 @@ from mskd_plugin.launch import build_runner
 
 def test_preflight_counts_classes(tmp_path):
     networks = dict(architecture=toy.classifier("student", 7), teacher=toy.classifier("teacher", 7))
+    networks["teacher_ckpt"] = str(toy.teacher_file(tmp_path, num_classes=7))
     toy.fails(
         toy.runner_config(tmp_path, toy.algorithm(**networks)),
         r"student\.head\.num_classes.*10, the number of classes of Digits, but got 7",
@@ -205,6 +206,18 @@ def test_cifar_100_is_downloaded_where_it_is_missing(tmp_path, monkeypatch):
     monkeypatch.setattr(CIFAR100, "_check_integrity", lambda _: Path("data/cifar100").exists())
     for loader, count in (("train_dataloader", 3), ("test_dataloader", 2)):
         assert len(DATASETS.build(cfg[loader].dataset)) == count
+
+
+def test_a_teacher_without_weights_is_told_before_data_are_downloaded(tmp_path, monkeypatch):
+    def download(*_, **__):
+        raise AssertionError("downloaded")
+
+    monkeypatch.setattr("mmpretrain.datasets.cifar.download_and_extract_archive", download)
+    monkeypatch.chdir(tmp_path)
+    cfg = Config.fromfile(toy.ROOT / "configs" / "cifar100" / "mskd_resnet32x4_resnet8x4.py")
+    cfg.update(work_dir=str(tmp_path), launcher="none", log_level="ERROR")
+    with pytest.raises(SettingError, match="`teacher_ckpt` to be the teacher's weights"):
+        build_runner(cfg)
 
 
 @pytest.mark.parametrize(

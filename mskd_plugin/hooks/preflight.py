@@ -283,8 +283,8 @@ def check_warmup_hook(runner: Runner, model: BaseModel) -> None:
         )
 
 
-def check_teacher(model: BaseModel, teacher: nn.Module) -> None:
-    """Check that the teacher has weights of its own and gets the images as it knows them."""
+def check_teacher_weights(model: BaseModel) -> None:
+    """Check that the teacher, if there is one, has weights of its own."""
     trainable = getattr(model, "teacher_trainable", False)
     if getattr(model, "teacher_source", "unknown") is None and not trainable:
         raise SettingError(
@@ -292,6 +292,11 @@ def check_teacher(model: BaseModel, teacher: nn.Module) -> None:
             "the teacher's weights (--teacher FILE, a URL or torchvision://NAME)",
             None,
         )
+
+
+def check_teacher(model: BaseModel, teacher: nn.Module) -> None:
+    """Check that the teacher has weights of its own and gets the images as it knows them."""
+    check_teacher_weights(model)
     own = getattr(teacher, "data_preprocessor", None)
     shared = model.data_preprocessor
     for name in ("mean", "std"):

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import check_normalized
 from mskd_plugin.hooks.phases import check_epochs
-from mskd_plugin.hooks.preflight import PreflightHook, check_data_roots
+from mskd_plugin.hooks.preflight import PreflightHook, check_data_roots, check_teacher_weights
 from mskd_plugin.launch.checks import check_settings
 from mskd_plugin.launch.resume import check_groups, check_initial_weights, check_resumed
 
@@ -35,14 +35,15 @@ def build_runner(cfg: Config) -> Runner:
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         if not isinstance(runner, Runner):  # MMEngine's FlexibleRunner builds otherwise
             return runner
+        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        has_preflight = any(isinstance(hook, PreflightHook) for hook in runner.hooks)
+        if has_preflight:
+            check_teacher_weights(model)  # before data are downloaded
         # The runner would build these when it starts, in the same order.
         if _with_data(runner, "train") is not None:
-            model = runner.model.module if is_model_wrapper(runner.model) else runner.model
             check_epochs(model, runner.train_loop)
             check_batches(runner.train_dataloader)
-            if hasattr(model, "teacher") and not any(
-                isinstance(hook, PreflightHook) for hook in runner.hooks
-            ):  # in a config of one's own
+            if hasattr(model, "teacher") and not has_preflight:  # in a config of one's own
                 check_normalized(runner, model)
             runner.optim_wrapper = runner.build_optim_wrapper(runner.optim_wrapper)
             check_groups(runner.optim_wrapper, resumed)
