@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
+from types import SimpleNamespace
+
 import pytest
+import toy
 from mmengine.model import BaseModel
 from mmengine.runner import ValLoop
 from tool_runs import MSKD, TEACHER, call, wait_for_the_next_second
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.launch import dry_run
 from mskd_plugin.launch.dry_run import _StopHook
 
 
@@ -37,6 +42,14 @@ def test_one_step_is_taken_and_nothing_is_left(tmp_path, steps, monkeypatch, cap
     call("train", TEACHER, "--dry-run")
     assert steps == [16] and not list(tmp_path.iterdir())
     assert "Dry run: the training can begin" in capsys.readouterr().out
+
+
+def test_several_in_one_second(tmp_path, steps, monkeypatch):
+    stopped = SimpleNamespace(**{**vars(time), "time": lambda: 1.7e9})
+    monkeypatch.setattr("mmengine.runner.runner.time", stopped)
+    for _ in range(2):
+        dry_run(toy.runner_config(tmp_path, experiment_name="one"))
+    assert len(steps) == 2
 
 
 def test_what_training_would_refuse_is_refused(tmp_path, steps):

@@ -276,9 +276,6 @@ def try_first_steps(configs: dict[str, Config]) -> None:
                 torch.save({"state_dict": MODELS.build(cfg.model).state_dict()}, weights)
             elif TEACHER in configs and is_distillation(cfg.model):
                 set_teacher(cfg, str(weights))
-            cfg.experiment_name = (
-                f"trial_of_{name}"  # mmengine tells runs of one second apart by it
-            )
             cfg.log_level = "ERROR"
             if networks := (cfg.get("default_hooks") or {}).get("networks"):
                 networks.update(compile=False, compile_losses=False)

@@ -23,7 +23,8 @@ def dry_run(cfg: Config) -> None:
     backward pass and the optimizer, which also shows whether it fits into memory.
 
     Args:
-        cfg: The config; its ``work_dir``, ``visualizer`` and ``resume`` are changed.
+        cfg: The config; its ``work_dir``, ``experiment_name``, ``visualizer`` and ``resume`` are
+            changed.
 
     Raises:
         SettingError: As the training itself.
@@ -36,6 +37,7 @@ def dry_run(cfg: Config) -> None:
         cfg.visualizer.vis_backends = [{"type": "LocalVisBackend"}]
     with tempfile.TemporaryDirectory() as folder:
         cfg.work_dir = folder
+        cfg.experiment_name = Path(folder).name  # by which mmengine tells runs of one second apart
         runner = build_runner(cfg)
         evaluating = (TeacherEvaluationHook, MissedValidationHook)
         runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, evaluating)]
