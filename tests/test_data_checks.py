@@ -19,7 +19,7 @@ from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import check_classes, images_per_process, trained_classes
 from mskd_plugin.hooks.preflight import PreflightHook
-from mskd_plugin.hooks.trial import read_items, two_images
+from mskd_plugin.hooks.trial import first_images, read_items
 from mskd_plugin.launch import build_runner
 
 LOADING = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
@@ -135,7 +135,7 @@ def test_an_image_that_cannot_be_read_is_named_inside_wrappers_and_without_a_fil
     folder.pop("type")
     for dataset in (CustomDataset(**folder), ConcatDataset([CustomDataset(**folder)])):
         with pytest.raises(SettingError, match=r"1\.png': \w+Error: \S"):
-            two_images(DataLoader(dataset), "val_dataloader")
+            first_images(DataLoader(dataset), "val_dataloader")
 
     class Failing(list):
         def __getitem__(self, index):

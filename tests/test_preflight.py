@@ -330,7 +330,7 @@ class OwnMetric(BaseMetric):
         count, self.count = self.count, 0
         return {"own/count": count}
 
-    def compute_metrics(self, results):
+    def compute_metrics(self, results):  # abstract in MMEngine; this `evaluate` has no use for it
         raise NotImplementedError
 
 

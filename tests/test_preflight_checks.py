@@ -22,7 +22,7 @@ from mskd_plugin.hooks.preflight import (
     check_teacher,
     tell_accumulation,
 )
-from mskd_plugin.hooks.trial import read_items, two_images
+from mskd_plugin.hooks.trial import first_images, read_items
 
 
 def test_a_teacher_that_trains_may_begin_at_random():
@@ -35,8 +35,8 @@ def test_data_sets_of_none_and_of_one_image():
     for loader in ("train_dataloader", "val_dataloader"):
         with pytest.raises(SettingError, match=f"{loader}.dataset.*at least one.*empty"):
             read_items([], loader)
-    assert two_images(DataLoader([7])).tolist() == [7, 7]
-    assert two_images(DataLoader([7, 8, 9])).tolist() == [7, 8]
+    assert first_images(DataLoader([7])).tolist() == [7, 7]
+    assert first_images(DataLoader([7, 8, 9])).tolist() == [7, 8]
 
 
 def test_images_are_read_as_torch_would():
@@ -47,7 +47,7 @@ def test_images_are_read_as_torch_would():
         def __getitems__(self, indices):
             return [10 * index for index in indices]
 
-    assert two_images(DataLoader(Batches([7, 8, 9]))).tolist() == [0, 10]
+    assert first_images(DataLoader(Batches([7, 8, 9]))).tolist() == [0, 10]
 
 
 def test_model_and_mode_stay_as_they_were():

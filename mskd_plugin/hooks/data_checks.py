@@ -23,7 +23,7 @@ from mskd_plugin.checkpoints.normalization import (
 from mskd_plugin.checkpoints.weights import read_checkpoint
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.random_state import unchanged_random_state
-from mskd_plugin.hooks.trial import read_items, two_images
+from mskd_plugin.hooks.trial import first_images, read_items
 
 #: Normalised pixels are a few deviations at most, others reach 255.
 LARGEST_NORMALIZED = 20
@@ -246,7 +246,7 @@ def _gives_raw_pixels(runner: Runner, preprocessor: nn.Module) -> bool:
     if isinstance(runner.train_dataloader.dataset, IterableDataset):
         return False  # not known without a pass
     with unchanged_random_state():
-        data = preprocessor(two_images(runner.train_dataloader), False)
+        data = preprocessor(first_images(runner.train_dataloader), False)
     inputs = data.get("inputs") if isinstance(data, dict) else None
     images = list(inputs) if isinstance(inputs, (list, tuple, torch.Tensor)) else []
     if not all(isinstance(image, torch.Tensor) for image in images):

@@ -32,7 +32,7 @@ from mskd_plugin.hooks.data_checks import (
 )
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
-from mskd_plugin.hooks.trial import check_metrics, read_items, two_images
+from mskd_plugin.hooks.trial import check_metrics, first_images, read_items
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.schedule import schedule_with_own_rate, schedulers_of
 
@@ -262,7 +262,7 @@ def check_images(loader: DataLoader, model: BaseModel) -> None:
     if not model.data_preprocessor.to_onehot:  # batch augments set it, too
         return
     with unchanged_random_state():
-        samples = two_images(loader)["data_samples"]
+        samples = first_images(loader)["data_samples"]
     if isinstance(samples[0], BatchSample):
         raise SettingError(
             "train_dataloader.collate_fn",
@@ -312,7 +312,7 @@ def check_teacher(model: BaseModel, teacher: nn.Module) -> None:
 
 def check_losses(model: BaseModel, loader: DataLoader) -> None:
     """Send two training images through recorders, connectors and losses."""
-    data = model.data_preprocessor(two_images(loader), True)
+    data = model.data_preprocessor(first_images(loader), True)
     handles = _watch_categorization(model)
     try:
         losses = model(**data, mode="loss")

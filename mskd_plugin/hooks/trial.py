@@ -65,15 +65,15 @@ def _file_of(dataset: Any, index: int) -> str:
         return f"image {index}"
 
 
-def two_images(
+def first_images(
     loader: DataLoader, setting: str = "train_dataloader", count: int = 2
 ) -> dict[str, Any]:
-    """Read two images as the data loader would.
+    """Read the first images as the data loader would.
 
     Args:
         loader: The data loader.
         setting: Its place in the config.
-        count: Another number of images.
+        count: How many images.
 
     Raises:
         SettingError: If one cannot be read, or the loader cannot join them.
@@ -106,7 +106,7 @@ def check_metrics(runner: Runner, model: BaseModel) -> None:
         return
     loader = runner.val_loop.dataloader
     # Images of different sizes are validated one by one.
-    data = two_images(loader, "val_dataloader", count=1 if loader.batch_size == 1 else 2)
+    data = first_images(loader, "val_dataloader", count=1 if loader.batch_size == 1 else 2)
     measured: dict[str, Any] = {}
     try:
         outputs = model.val_step(data)

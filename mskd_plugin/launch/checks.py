@@ -112,7 +112,9 @@ def _check_distiller(distiller: Any) -> None:
     """Name entries without a type, which an option makes whose name is none of the config's, and
     losses that MMRazor would never compute.
     """
-    for part in ENTRIES if isinstance(distiller, dict) else ():
+    if not isinstance(distiller, dict):
+        return
+    for part in ENTRIES:
         entries = distiller.get(part)
         if not isinstance(entries, dict):
             continue
@@ -125,8 +127,6 @@ def _check_distiller(distiller: Any) -> None:
                 dict(entries[name]),
                 nearest(name, others) or f"The config has {', '.join(sorted(others)) or 'none'}.",
             )
-    if not isinstance(distiller, dict):
-        return
     mapped = distiller.get("loss_forward_mappings") or {}
     for name in distiller.get("distill_losses") or {}:
         if name not in mapped:
