@@ -97,11 +97,11 @@ def oracle(method, student, teacher, labels=LABELS, **settings):
 DEFAULTS = {
     "kd": dict(temperature=4.0, loss_weight=0.9),
     "ls_kd": dict(temperature=2.0, loss_weight=9.0),
-    "dist": dict(temperature=4.0, beta=1.0, gamma=1.0, loss_weight=1.0),
+    "dist": dict(temperature=4.0, beta=1.0, gamma=1.0, loss_weight=2.0),
     "wsld": dict(temperature=4.0, loss_weight=2.25),
     "dkd": dict(temperature=4.0, alpha=1.0, beta=8.0, loss_weight=1.0),
-    "nkd": dict(temperature=1.0, gamma=1.5, loss_weight=1.0),
-    "mlkd": dict(temperatures=(4.0, 3.0, 5.0, 2.0, 6.0), loss_weight=9.0),
+    "nkd": dict(temperature=3.0, gamma=3.5, loss_weight=1.0),
+    "mlkd": dict(temperatures=(4.0, 3.0, 5.0, 2.0, 6.0), loss_weight=0.9),
     "ofa": dict(temperature=1.0, exponent=1.0, logits_weight=1.0),
 }
 #: Each setting away from its default, alone.
@@ -267,7 +267,7 @@ def test_ofas_labels_may_be_scores():
 def test_mlkd_shows_its_terms():
     loss = MODELS.build({"type": "MultiLevelKDLoss"})
     value = loss(logits(1), logits(2))
-    assert_close(value, 9 * sum(loss.terms.values()))
+    assert_close(value, 0.9 * sum(loss.terms.values()))
     # Of one image the median is its own confidence, a share of 1; of five classes it takes three.
     student, teacher = logits(1, size=1), logits(2, size=1)
     loss = MODELS.build({"type": "MultiLevelKDLoss", "temperatures": (2.0,)})

@@ -66,23 +66,71 @@ def test_sd_nkd_has_the_settings_of_dkd(pair, temperature, gamma, warmup, scales
     assert (of_dkd["temperature"], of_dkd["beta"], of_dkd["warmup"]) == (temperature, gamma, warmup)
 
 
+R34, R50 = "resnet34_resnet18_imagenet", "resnet50_mobilenet-v1_imagenet"
+PUBLISHED = [  # pair, method, the settings of its published configurations, weight of the task loss
+    ("resnet32x4_resnet8x4_cifar100", "dist", dict(tau=4, loss_weight=2), 1),
+    (R34, "dist", dict(tau=1, loss_weight=2), 1),
+    (R50, "dist", dict(tau=1, loss_weight=2), 1),
+    ("resnet32x4_resnet8x4_cifar100", "nkd", dict(temperature=3, gamma=3.5, warmup=0), 1),
+    (R34, "nkd", dict(temperature=1, gamma=1.5, warmup=0), 1),
+    (R50, "nkd", dict(temperature=1, gamma=1.5, warmup=0), 1),
+    (
+        "resnet32x4_resnet8x4_cifar100",
+        "mlkd",
+        dict(temperatures=(4, 3, 5, 2, 6), loss_weight=0.9),
+        0.2,  # 0.1 for each of two views
+    ),
+    (R34, "mlkd", dict(temperatures=(1, 3, 5, 2, 6), loss_weight=0.5), 1),
+    (R50, "mlkd", dict(temperatures=(1, 3, 5, 2, 6), loss_weight=0.5), 1),
+    ("resnet32x4_resnet8x4_cifar100", "ls_kd", dict(tau=2, loss_weight=9), 0.1),
+    ("resnet56_resnet20_cifar100", "ls_kd", dict(tau=2, loss_weight=9), 0.1),
+    ("resnet110_resnet20_cifar100", "ls_kd", dict(tau=4, loss_weight=12), 0.1),
+    ("vgg13_vgg8_cifar100", "ls_kd", dict(tau=3, loss_weight=9), 0.1),
+    ("vgg13_mobilenetv2_cifar100", "ls_kd", dict(tau=3, loss_weight=9), 0.1),
+    ("resnet50_mobilenetv2_cifar100", "ls_kd", dict(tau=3, loss_weight=1), 0.1),
+    (R34, "ls_kd", dict(tau=2, loss_weight=9), 1),
+    (R50, "ls_kd", dict(tau=2, loss_weight=9), 0.5),
+    ("resnet32x4_resnet8x4_cifar100", "wsld", dict(tau=4, loss_weight=2.25), 1),
+    (R34, "wsld", dict(tau=2, loss_weight=2.5), 1),
+]
+
+
+@pytest.mark.parametrize("pair, method, published, task_weight", PUBLISHED)
+def test_logit_methods_have_the_settings_of_their_published_configurations(
+    pair, method, published, task_weight
+):
+    found = settings(pair, method)
+    assert {name: found[name] for name in published} == published
+    assert model(pair, method).architecture.head.loss.loss_weight == task_weight
+
+
+@pytest.mark.parametrize(
+    "pair, weight", [("resnet32x4_resnet8x4_cifar100", 1e-3), (R34, 1e-4), (R50, 1e-4)]
+)
+def test_ofd_weighs_less_on_imagenet(pair, weight):
+    losses = model(pair, "ofd").distiller.distill_losses
+    assert list(losses.values())[-1].loss_weight == weight
+
+
 @pytest.mark.parametrize("data", ["cifar100", "imagenet"])
 @pytest.mark.parametrize("pair", ["swin-t_resnet18", "mixer-b16_resnet18"])
 def test_pairs_across_families_have_ofas_settings(pair, data):
     pair = f"{pair}_{data}"
-    assert settings(pair, "dist")["tau"] == 1
+    assert settings(pair, "crd")["loss_weight"] == 1
+    found = settings(pair, "dist")
+    assert (found["tau"], found["loss_weight"]) == (1, 1)
     for method in ("dkd", "sdd_dkd"):
         found = settings(pair, method)
         assert (found["temperature"], found["alpha"], found["beta"]) == (1, 1, 2)
         assert found["warmup"] == 0
     found = settings(pair, "sdd_nkd")
     assert (found["temperature"], found["gamma"], found["warmup"]) == (1, 2, 0)
-    # OFA-KD's code lacks these two.
-    found = settings(pair, "wsld")
-    assert (found["tau"], found["loss_weight"]) == {"cifar100": (4, 2.25), "imagenet": (2, 2.5)}[
-        data
-    ]
-    assert settings(pair, "nkd")["warmup"] == {"cifar100": 20, "imagenet": 1}[data]
+    # OFA-KD's code lacks the rest, which have the settings of two CNNs.
+    of_cnns = {"cifar100": "resnet32x4_resnet8x4_cifar100", "imagenet": R34}[data]
+    for other, method, published, _ in PUBLISHED:
+        if other == of_cnns and method in ("nkd", "mlkd", "ls_kd", "wsld"):
+            found = settings(pair, method)
+            assert {name: found[name] for name in published} == published
 
 
 @pytest.mark.parametrize("data", ["cifar100", "imagenet"])

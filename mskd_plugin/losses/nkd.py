@@ -43,7 +43,7 @@ def nkd_of_samples(
 
 @MODELS.register_module()
 class NormalizedKDLoss(nn.Module):
-    r"""NKD (Yang et al., ICCV 2023, arXiv 2303.13005), as scale-decoupled distillation uses it.
+    r"""NKD (Yang et al., ICCV 2023, arXiv 2303.13005).
 
     .. math::
         L = w \frac{1}{N} \sum_n [-p^t_{ny} \log p^s_{ny}
@@ -65,17 +65,18 @@ class NormalizedKDLoss(nn.Module):
         SettingError: When built, if a setting is out of range; when called, if shapes do not fit
             together or the labels are no class indices.
 
-    Defaults from: shicaiwei123/SDD-CVPR2024, ``distillers/nkd.py``.
+    Defaults from: yzd-v/cls_KD, its configuration for CIFAR-100.
 
     Example:
         >>> logits = torch.zeros(1, 3)
-        >>> loss = NormalizedKDLoss()(logits, logits, torch.tensor([0]))
+        >>> nkd = NormalizedKDLoss(temperature=1.0, gamma=1.5)
+        >>> loss = nkd(logits, logits, torch.tensor([0]))
         >>> round(loss.item(), 4)  # log(3)/3 + 1.5 log(2)
         1.4059
     """
 
     def __init__(
-        self, temperature: float = 1.0, gamma: float = 1.5, loss_weight: float = 1.0
+        self, temperature: float = 3.0, gamma: float = 3.5, loss_weight: float = 1.0
     ) -> None:
         super().__init__()
         self.temperature = check_above_zero("temperature", temperature)

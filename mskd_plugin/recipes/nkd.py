@@ -12,20 +12,20 @@ from mskd_plugin.recipes.method import method
 def nkd(
     base: dict,
     *,
-    temperature: float = 1.0,
-    gamma: float = 1.5,
+    temperature: float = 3.0,
+    gamma: float = 3.5,
     loss_weight: float = 1.0,
-    warmup: float = 20,
+    warmup: float = 0,
 ) -> dict[str, Any]:
     """Weigh the target's cross-entropy by the teacher, and compare the other classes apart.
 
     Args:
         base: Config of the pair.
-        temperature: Of the other classes' distributions.
-        gamma: Weight of the other classes' term.
+        temperature: Of the other classes' distributions. The published code takes 3 on CIFAR-100
+            and 1 on ImageNet.
+        gamma: Weight of the other classes' term: 3.5 on CIFAR-100, 1.5 on ImageNet.
         loss_weight: Weight of the method.
-        warmup: Epochs over which the loss grows to its weight: 20 on CIFAR-100, 1 on ImageNet. 0
-            leaves it out.
+        warmup: Epochs over which the loss grows to its weight. The published code has no warm-up.
     """
     loss = {
         "type": "NormalizedKDLoss",

@@ -22,8 +22,8 @@ def ofd(base: dict, *, loss_weight: float = 1e-3) -> dict[str, Any]:
 
     Args:
         base: Config with the ``pair``.
-        loss_weight: Weight of the method. mdistiller takes 1e-3 on CIFAR-100, and 1e-4 for
-            ResNet-50 to MobileNetV1 on ImageNet.
+        loss_weight: Weight of the method. The published code takes 1e-3 on CIFAR-100 and 1e-4 on
+            ImageNet.
 
     Raises:
         SettingError: If a network has no known maps before the ReLU, or the teacher's do not come

@@ -9,9 +9,9 @@ _base_ = "../cifar100.py"
 pair = dict(
     teacher="resnet110",
     student="resnet20",
-    num_classes=100,
     settings=dict(
         dkd=dict(beta=2.0),
+        ls_kd=dict(temperature=4.0, loss_weight=12.0),
         reviewkd=dict(loss_weight=0.6),
     ),
 )

@@ -5,7 +5,6 @@ _base_ = "../cifar100.py"
 pair = dict(
     teacher="resnet110",
     student="resnet32",
-    num_classes=100,
     settings=dict(
         dkd=dict(beta=2.0),
         reviewkd=dict(loss_weight=1.0),

@@ -5,7 +5,6 @@ _base_ = "../cifar100.py"
 pair = dict(
     teacher="resnet32x4",
     student="resnet8x4",
-    num_classes=100,
     settings=dict(
         sdd_kd=dict(scales=(1, 2)),
         sdd_dkd=dict(scales=(1, 2)),

@@ -5,7 +5,6 @@ _base_ = "../cifar100.py"
 pair = dict(
     teacher="resnet32x4",
     student="ShuffleV1",
-    num_classes=100,
     teacher_lr=0.05,
 )
 optim_wrapper = dict(optimizer=dict(lr=0.01))

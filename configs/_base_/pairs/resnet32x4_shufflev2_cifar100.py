@@ -5,7 +5,6 @@ _base_ = "../cifar100.py"
 pair = dict(
     teacher="resnet32x4",
     student="ShuffleV2",
-    num_classes=100,
     teacher_lr=0.05,
     settings=dict(
         reviewkd=dict(loss_weight=8.0),

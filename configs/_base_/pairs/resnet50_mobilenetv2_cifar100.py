@@ -8,9 +8,9 @@ _base_ = "../cifar100.py"
 pair = dict(
     teacher="ResNet50",
     student="MobileNetV2",
-    num_classes=100,
     teacher_lr=0.05,
     settings=dict(
+        ls_kd=dict(temperature=3.0, loss_weight=1.0),
         mskd=dict(scales=(1, 2)),
     ),
 )

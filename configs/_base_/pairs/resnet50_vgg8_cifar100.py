@@ -8,7 +8,6 @@ _base_ = "../cifar100.py"
 pair = dict(
     teacher="ResNet50",
     student="vgg8",
-    num_classes=100,
     settings=dict(
         ft=dict(init_lr=0.05),
         # Of SDD's published runs of this pair NKD's alone take no scale of 4.

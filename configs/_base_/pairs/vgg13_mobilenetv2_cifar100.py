@@ -8,10 +8,10 @@ _base_ = "../cifar100.py"
 pair = dict(
     teacher="vgg13",
     student="MobileNetV2",
-    num_classes=100,
     teacher_lr=0.05,
     settings=dict(
         dkd=dict(beta=6.0),
+        ls_kd=dict(temperature=3.0),
         mskd=dict(scales=(1, 2)),
     ),
 )

@@ -5,9 +5,9 @@ _base_ = "../cifar100.py"
 pair = dict(
     teacher="vgg13",
     student="vgg8",
-    num_classes=100,
     settings=dict(
         dkd=dict(beta=6.0),
+        ls_kd=dict(temperature=3.0),
         ft=dict(init_lr=0.05),
         sdd_kd=dict(scales=(1, 2)),
         sdd_dkd=dict(scales=(1, 2)),

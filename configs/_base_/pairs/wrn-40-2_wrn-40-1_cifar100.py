@@ -5,7 +5,6 @@ _base_ = "../cifar100.py"
 pair = dict(
     teacher="wrn_40_2",
     student="wrn_40_1",
-    num_classes=100,
     settings=dict(
         dkd=dict(beta=6.0),
     ),
