@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -33,6 +34,7 @@ from tool_runs import (
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier
+from mskd_plugin.recipes import METHODS
 
 STUDENT = str(DEMO / "student_resnet8_digits.py")
 PAIR = str(toy.ROOT / "configs" / "_base_" / "pairs" / "resnet20_resnet8_digits.py")
@@ -130,10 +132,9 @@ def test_trainings_of_two_recipes_are_not_mixed(compare, tmp_path):
         compare.check_recipe(folder, recipe("train_cfg = dict(max_epochs=9)", *student))
     with pytest.raises(SettingError, match="`--fast` to be that of the trainings .*False.*True"):
         compare.check_recipe(folder, recipe("", *student, "--fast"))
-    compare.note_recipe(folder, {**first, "--old": 3})  # by another version of this tool
+    compare.note_recipe(other := tmp_path / "other", {**first, "--old": 3})  # by another version
     with pytest.raises(SettingError, match="`--old` to be that of the trainings .* got none"):
-        compare.check_recipe(folder, first)
-    compare.note_recipe(folder, first)
+        compare.check_recipe(other, first)
     # The student's trainings know nothing of a teacher, which may come later.
     weights = save_teacher(tmp_path / "teacher.pth", seed=1)
     keep(recipe("", "--teacher", str(weights)))
@@ -143,6 +144,27 @@ def test_trainings_of_two_recipes_are_not_mixed(compare, tmp_path):
         compare.check_recipe(folder, recipe("", "--teacher", str(weights)))
     with pytest.raises(SettingError, match="`--teacher` to be that of the trainings"):
         compare.check_recipe(folder, first)
+
+
+def test_trainings_of_a_method_with_other_settings_are_not_reused(compare, tmp_path, monkeypatch):
+    weights, folder = save_teacher(tmp_path / "teacher.pth", seed=1), tmp_path / "runs"
+
+    def recipe(*methods):
+        arguments = [PAIR, "--teacher", str(weights), "--methods", *methods]
+        return compare.check(compare.parse_args(arguments))[0]
+
+    first = recipe("kd", "dist")
+    compare.note_recipe(folder, first)
+    # As another version of the plugin may have it.
+    monkeypatch.setitem(METHODS, "dist", functools.partial(METHODS["dist"], loss_weight=0.5))
+    with pytest.raises(SettingError, match="`the settings of dist` to be that of the trainings"):
+        compare.check_recipe(folder, recipe("dist", "mskd"))
+    compare.check_recipe(folder, recipe("kd", "mskd"))
+    compare.note_recipe(folder, recipe("kd", "mskd"))
+    with pytest.raises(SettingError, match="`the settings of dist` to be that of the trainings"):
+        compare.check_recipe(folder, recipe("dist"))
+    monkeypatch.undo()
+    compare.check_recipe(folder, recipe("dist"))
 
 
 def test_the_time_left_of_days(compare):

@@ -93,6 +93,16 @@ def test_metrics_that_are_no_numbers_and_data_without_classes_do_not_stop_the_ev
     assert [sorted(json.loads(line)) for line in scalars] == [["step", "teacher/accuracy/top1"]]
 
 
+def test_metrics_that_are_numbers_of_other_packages_are_logged(tmp_path, monkeypatch):
+    runner = build_runner(toy.runner_config(tmp_path))
+    found = {"a": np.float32(0.5), "b": torch.tensor(2), "c": 3, "d": torch.ones(2), "e": "good"}
+    monkeypatch.setattr(runner.val_loop.evaluator, "evaluate", lambda size: found)
+    TeacherEvaluationHook().before_train(runner)
+    (scalars,) = next(tmp_path.glob("*/vis_data/scalars.json")).read_text().splitlines()
+    expected = {"teacher/a": 0.5, "teacher/b": 2, "teacher/c": 3}
+    assert json.loads(scalars) == {**expected, "step": 0}
+
+
 @pytest.mark.parametrize("bias, warned", [(100.0, True), (0.0, False)])
 def test_a_teacher_near_chance_is_warned_of(tmp_path, caplog, bias, warned):
     path = toy.teacher_file(tmp_path)

@@ -51,6 +51,7 @@ from mskd_plugin.launch.checks import check_settings
 ROOT = Path(__file__).resolve().parent.parent
 SWITCHES = ("amp", "fast", "in_memory")
 RECIPE = "recipe.json"
+SETTINGS_OF = "the settings of "  # the config, or a method
 TEACHER = "the teacher"  # no method's name
 EPOCH_LINE = re.compile(r"Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (.+?)  ")
 
@@ -113,7 +114,8 @@ def train(
 def check_recipe(work_dir: Path, recipe: dict[str, object], fresh: bool = False) -> None:
     """Refuse to mix trainings of different recipes in one table, or to forget what is no training.
 
-    A setting that was left open, None, may be made later.
+    A setting that was left open, None, may be made later. Methods that trained there before and are
+    not asked for now may have any.
 
     Raises:
         SettingError: If the trainings in ``work_dir`` had other settings, unless they are to be
@@ -128,8 +130,9 @@ def check_recipe(work_dir: Path, recipe: dict[str, object], fresh: bool = False)
         )
     if fresh:
         return
-    for name, noted in json.loads(note.read_text()).items() if note.exists() else ():
-        if noted is not None and noted != recipe.get(name):
+    for name, noted in read_recipe(work_dir).items():
+        of_other = name.startswith(SETTINGS_OF) and name not in recipe
+        if noted is not None and not of_other and noted != recipe.get(name):
             before, now = (
                 "none" if value in (None, []) else value for value in (noted, recipe.get(name))
             )
@@ -141,10 +144,17 @@ def check_recipe(work_dir: Path, recipe: dict[str, object], fresh: bool = False)
             )
 
 
+def read_recipe(work_dir: Path) -> dict[str, object]:
+    """Read what the trainings of a folder have in common, and the settings of each method there."""
+    note = work_dir / RECIPE
+    return json.loads(note.read_text()) if note.exists() else {}
+
+
 def note_recipe(work_dir: Path, recipe: dict[str, object]) -> None:
-    """Write what the trainings of a folder have in common."""
+    """Write a checked recipe beside the settings of the methods that trained there before."""
     work_dir.mkdir(parents=True, exist_ok=True)
-    (work_dir / RECIPE).write_text(json.dumps(recipe, indent=2) + "\n")
+    known = {**read_recipe(work_dir), **recipe}
+    (work_dir / RECIPE).write_text(json.dumps(known, indent=2) + "\n")
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -237,6 +247,7 @@ def check(args: argparse.Namespace) -> tuple[dict[str, object], dict[str, Config
                 f"another network in {args.teacher}",
             )
     of_methods = {method: read(args.config, "--method", method) for method in args.methods}
+    settings = {f"{SETTINGS_OF}{name}": digest_of_config(cfg) for name, cfg in of_methods.items()}
     for method, cfg in of_methods.items():
         if is_distillation(cfg.model):
             if args.teacher is not None and not is_config(args.teacher):
@@ -255,7 +266,8 @@ def check(args: argparse.Namespace) -> tuple[dict[str, object], dict[str, Config
         **switches,
         "--cfg-options": args.cfg_options,
         "the file of --teacher": digest_of_file(weights),
-        "the settings of the config": digest(repr(pair.to_dict()).encode()),
+        f"{SETTINGS_OF}the config": digest_of_config(pair),
+        **settings,
     }
     return recipe, {**({TEACHER: teacher} if is_config(args.teacher) else {}), **of_methods}
 
@@ -296,6 +308,11 @@ def shapes(model: dict) -> dict[str, torch.Size]:
 def digest(content: bytes) -> str:
     """Return what tells contents apart."""
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+def digest_of_config(cfg: Config) -> str:
+    """Return the digest of all settings, the defaults of methods among them."""
+    return digest(repr(cfg.to_dict()).encode())
 
 
 def digest_of_file(source: str | None) -> str | None:

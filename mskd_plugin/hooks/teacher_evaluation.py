@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from numbers import Real
+
 import torch
 from mmengine.hooks import Hook
 from mmengine.model import is_model_wrapper
@@ -46,7 +48,11 @@ class TeacherEvaluationHook(Hook):
         for name, value in metrics.items():
             runner.message_hub.update_info(f"teacher/{name}", value)
         # Metrics of each class are lists, a confusion matrix is a tensor.
-        numbers = {name: v for name, v in metrics.items() if isinstance(v, (int, float))}
+        numbers = {
+            name: float(value)
+            for name, value in metrics.items()
+            if isinstance(value, Real) or (isinstance(value, torch.Tensor) and value.dim() == 0)
+        }
         runner.visualizer.add_scalars({f"teacher/{name}": v for name, v in numbers.items()})
         runner.logger.info(
             "Teacher on the validation data: "

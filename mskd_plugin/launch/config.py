@@ -128,6 +128,8 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
         copied = {f"model.{k}": v for k, v in options.items() if _top(k) == "data_preprocessor"}
         options = {**copied, **options}
     _merge(cfg, options, args.config)
+    if not isinstance(cfg.model, dict):
+        raise SettingError("model", "a dict with a type", cfg.model)
     # After the options, which name the data sets' own settings.
     if cfg.pop("in_memory", False) or getattr(args, "in_memory", False):
         use_in_memory(cfg)
