@@ -29,7 +29,6 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import FUNCTIONS
 from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
-from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from mskd_plugin.algorithms import TwoPhaseDistill
@@ -93,7 +92,7 @@ class Subject:
                     cfg.pop(f"{key}_{part}", None)
             wrapper, cfg.optim_wrapper, cfg.param_scheduler = cfg.optim_wrapper, None, None
         self.runner = runner = build_runner(cfg)
-        self.model: nn.Module = runner.model
+        self.model: Any = runner.model  # whose methods nn.Module does not know
         self.inner = self.model.module if is_model_wrapper(self.model) else self.model
         self.student = getattr(self.inner, "architecture", self.inner)
         if args.real:
