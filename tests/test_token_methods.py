@@ -1,4 +1,4 @@
-"""Methods that cross to networks of tokens: the layout as a map, the recipes, losses, steps."""
+"""Methods that cross to networks of tokens: the recipes, losses, steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,6 @@ from token_oracles import SIDE, TINY, laid_out, ofa_branch
 from tolerances import assert_close
 
 from mskd_plugin import recipes
-from mskd_plugin.connectors import TokensToMapConnector
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import NETWORKS
 from mskd_plugin.recipes import distill
@@ -28,57 +27,6 @@ F64 = torch.float64
 
 def random(*shape, seed=0, dtype=F64):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
-# --- the layout ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("class_tokens", [0, 1, 2])
-def test_the_layout_equals_the_naive_loops(class_tokens):
-    tokens = random(2, class_tokens + 9, 3)
-    connector = MODELS.build({"type": "mmrazor.TokensToMapConnector", "class_tokens": class_tokens})
-    expected = laid_out(tokens, class_tokens)
-    assert_close(connector(tokens), expected)
-    assert_close(connector((tokens, (3, 3))), expected)  # as Swin's stages give it
-    assert not list(connector.parameters())
-
-
-def test_the_size_of_the_grid_counts():
-    tokens = random(1, 8, 2)
-    wide = TokensToMapConnector(map_size=(2, 4))(tokens)
-    assert wide.shape == (1, 2, 2, 4)
-    assert_close(wide[0, 1, 1], tokens[0, 4:, 1])
-    assert "class_tokens=0, map_size=(2, 4)" in repr(TokensToMapConnector(map_size=[2, 4]))
-    with pytest.raises(SettingError, match="class_tokens.*square.*8 tokens"):
-        TokensToMapConnector()(tokens)
-
-
-@pytest.mark.parametrize(
-    "settings, match",
-    [
-        (dict(class_tokens=-1), "class_tokens.*at least 0.*-1"),
-        (dict(class_tokens=True), "class_tokens.*True"),
-        (dict(map_size=(2,)), r"map_size.*\(2,\)"),
-        (dict(map_size=(2, 0)), r"map_size.*\(2, 0\)"),
-        (dict(map_size=7), "map_size.*7"),
-    ],
-)
-def test_the_layout_refuses_settings(settings, match):
-    with pytest.raises(SettingError, match=match):
-        TokensToMapConnector(**settings)
-
-
-@pytest.mark.parametrize("record", [torch.zeros(2, 3, 4, 4), (torch.zeros(2, 3),), (), None])
-def test_the_layout_refuses_what_is_no_sequence(record):
-    with pytest.raises(SettingError, match=r"feature.*tokens \(N, L, C\)"):
-        TokensToMapConnector()(record)
-
-
-@pytest.mark.parametrize("pair", [("swin_t", "deit_t"), ("mixer_b16", "convnext_t")])
-def test_sizes_of_the_stages_are_those_of_their_grids(pair):
-    student, teacher = stage_sides(base(*pair, image_side=224))
-    whole, falling = [(14, 14)] * 4, [(side, side) for side in (56, 28, 14, 7)]
-    assert (student, teacher) == ((whole, falling) if "swin" in pair[0] else (falling, whole))
 
 
 # --- methods on pairs of tiny networks -----------------------------------------------------------
@@ -203,6 +151,13 @@ def case(pair, name, taps, **settings):
 
 def tensor(value):
     return torch.tensor(value, dtype=F64)
+
+
+@pytest.mark.parametrize("pair", [("swin_t", "deit_t"), ("mixer_b16", "convnext_t")])
+def test_sizes_of_the_stages_are_those_of_their_grids(pair):
+    student, teacher = stage_sides(base(*pair, image_side=224))
+    whole, falling = [(14, 14)] * 4, [(side, side) for side in (56, 28, 14, 7)]
+    assert (student, teacher) == ((whole, falling) if "swin" in pair[0] else (falling, whole))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="->".join)
