@@ -1,13 +1,21 @@
-"""What the logs of several trainings say, side by side: accuracies, a table, a plot."""
+"""Several trainings side by side: what they have in common, and what their logs say."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
+from mmengine.config import Config
+
 from mskd_plugin.errors import SettingError
+
+#: Where the trainings of a folder have noted what they have in common.
+RECIPE = "recipe.json"
+#: What the entries of a recipe begin with that are of the config, or of one method.
+SETTINGS_OF = "the settings of "
 
 
 @dataclass
@@ -131,3 +139,64 @@ def plot(results: dict[str, list[Result]], title: str, path: Path) -> None:
     figure.suptitle(title)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
+
+
+def check_recipe(work_dir: Path, recipe: dict[str, object], fresh: bool = False) -> None:
+    """Refuse to mix trainings of different recipes in one table, or to forget what is no training.
+
+    A setting that was left open, None, may be made later. Methods that trained there before and are
+    not asked for now may have any.
+
+    Raises:
+        SettingError: If the trainings in ``work_dir`` had other settings, unless they are to be
+            forgotten, or it holds other things.
+    """
+    note = work_dir / RECIPE
+    if fresh and work_dir.exists() and not note.exists():
+        raise SettingError("--fresh", f"trainings of this tool, with {RECIPE}", f"{work_dir}/")
+    if not note.exists() and work_dir.exists() and any(work_dir.iterdir()):
+        raise SettingError(
+            "--work-dir", "an empty or new folder, or one of this tool", f"{work_dir}/"
+        )
+    if fresh:
+        return
+    for name, noted in read_recipe(work_dir).items():
+        of_other = name.startswith(SETTINGS_OF) and name not in recipe
+        if noted is not None and not of_other and noted != recipe.get(name):
+            before, now = (
+                "none" if value in (None, []) else value for value in (noted, recipe.get(name))
+            )
+            raise SettingError(
+                name,
+                f"that of the trainings in {work_dir}, {before}",
+                now,
+                "--fresh forgets those trainings, --work-dir leaves them where they are.",
+            )
+
+
+def read_recipe(work_dir: Path) -> dict[str, object]:
+    """Read what the trainings of a folder have in common, and the settings of each method there."""
+    note = work_dir / RECIPE
+    return json.loads(note.read_text()) if note.exists() else {}
+
+
+def note_recipe(work_dir: Path, recipe: dict[str, object]) -> None:
+    """Write a checked recipe beside the settings of the methods that trained there before."""
+    work_dir.mkdir(parents=True, exist_ok=True)
+    known = {**read_recipe(work_dir), **recipe}
+    (work_dir / RECIPE).write_text(json.dumps(known, indent=2) + "\n")
+
+
+def digest(content: bytes) -> str:
+    """Return what tells contents apart."""
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def digest_of_config(cfg: Config) -> str:
+    """Return the digest of all settings, the defaults of methods among them."""
+    return digest(repr(cfg.to_dict()).encode())
+
+
+def digest_of_file(source: str | None) -> str | None:
+    """Return the digest of a local file; None for an address, or a training to come."""
+    return digest(Path(source).read_bytes()) if source and Path(source).is_file() else None

@@ -167,6 +167,17 @@ def test_trainings_of_a_method_with_other_settings_are_not_reused(compare, tmp_p
     compare.check_recipe(folder, recipe("dist"))
 
 
+def test_what_the_pair_states_does_not_reach_the_teachers_own_config(compare, tmp_path):
+    options = ["--cfg-options", "pair.settings.mskd.scales=[1,2]", "train_cfg.max_epochs=7"]
+    arguments = [PAIR, "--methods", "mskd", "--teacher", TEACHER, *options]
+    _, configs = compare.check(compare.parse_args(arguments))
+    assert configs["mskd"].model.distiller.connectors.stage3_student.scales == (1, 2)
+    assert {name: cfg.train_cfg.max_epochs for name, cfg in configs.items()} == {
+        "the teacher": 7,
+        "mskd": 7,
+    }
+
+
 def test_the_time_left_of_days(compare):
     line = "INFO - Epoch(train)   [3][600/782]  lr: 5e-02  eta: 1 day, 2:03:04  time: 0.1"
     assert compare.EPOCH_LINE.search(line).groups() == ("3", "600", "782", "1 day, 2:03:04")

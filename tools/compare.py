@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import hashlib
 import json
 import os
 import re
@@ -31,7 +30,17 @@ from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
 from mskd_plugin.cli import run_tool
-from mskd_plugin.comparison import Result, plot, read_result, table
+from mskd_plugin.comparison import (
+    SETTINGS_OF,
+    Result,
+    check_recipe,
+    digest_of_config,
+    digest_of_file,
+    note_recipe,
+    plot,
+    read_result,
+    table,
+)
 from mskd_plugin.errors import SettingError, check_output
 from mskd_plugin.launch import (
     CONFIG_SUFFIXES,
@@ -47,11 +56,10 @@ from mskd_plugin.launch import (
     set_teacher,
 )
 from mskd_plugin.launch.checks import check_settings
+from mskd_plugin.launch.config import MADE_FROM
 
 ROOT = Path(__file__).resolve().parent.parent
 SWITCHES = ("amp", "fast", "in_memory")
-RECIPE = "recipe.json"
-SETTINGS_OF = "the settings of "  # the config, or a method
 TEACHER = "the teacher"  # no method's name
 EPOCH_LINE = re.compile(r"Epoch\(train\)\s+\[(\d+)\]\[\s*(\d+)/(\d+)\].*?eta: (.+?)  ")
 
@@ -111,52 +119,6 @@ def train(
     return result
 
 
-def check_recipe(work_dir: Path, recipe: dict[str, object], fresh: bool = False) -> None:
-    """Refuse to mix trainings of different recipes in one table, or to forget what is no training.
-
-    A setting that was left open, None, may be made later. Methods that trained there before and are
-    not asked for now may have any.
-
-    Raises:
-        SettingError: If the trainings in ``work_dir`` had other settings, unless they are to be
-            forgotten, or it holds other things.
-    """
-    note = work_dir / RECIPE
-    if fresh and work_dir.exists() and not note.exists():
-        raise SettingError("--fresh", f"trainings of this tool, with {RECIPE}", f"{work_dir}/")
-    if not note.exists() and work_dir.exists() and any(work_dir.iterdir()):
-        raise SettingError(
-            "--work-dir", "an empty or new folder, or one of this tool", f"{work_dir}/"
-        )
-    if fresh:
-        return
-    for name, noted in read_recipe(work_dir).items():
-        of_other = name.startswith(SETTINGS_OF) and name not in recipe
-        if noted is not None and not of_other and noted != recipe.get(name):
-            before, now = (
-                "none" if value in (None, []) else value for value in (noted, recipe.get(name))
-            )
-            raise SettingError(
-                name,
-                f"that of the trainings in {work_dir}, {before}",
-                now,
-                "--fresh forgets those trainings, --work-dir leaves them where they are.",
-            )
-
-
-def read_recipe(work_dir: Path) -> dict[str, object]:
-    """Read what the trainings of a folder have in common, and the settings of each method there."""
-    note = work_dir / RECIPE
-    return json.loads(note.read_text()) if note.exists() else {}
-
-
-def note_recipe(work_dir: Path, recipe: dict[str, object]) -> None:
-    """Write a checked recipe beside the settings of the methods that trained there before."""
-    work_dir.mkdir(parents=True, exist_ok=True)
-    known = {**read_recipe(work_dir), **recipe}
-    (work_dir / RECIPE).write_text(json.dumps(known, indent=2) + "\n")
-
-
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
@@ -197,15 +159,25 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--fresh", action="store_true", help="forget earlier trainings first")
     add_switches(parser)
     parser.add_argument(
-        "--cfg-options", nargs="+", default=[], metavar="KEY=VALUE", help="passed to every training"
+        "--cfg-options",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="passed to every training; pair.settings.METHOD.SETTING is a setting of a method",
     )
     return parser.parse_args(argv)
 
 
-def shared_options(args: argparse.Namespace) -> list[str]:
-    """Return the options of ``tools/train.py`` that all trainings have in common."""
+def shared_options(args: argparse.Namespace, config: str) -> list[str]:
+    """Return the options of ``tools/train.py`` that all trainings have in common.
+
+    What a pair states goes to the trainings of the pair alone: the config of a teacher has its
+    model already.
+    """
     switches = [f"--{name.replace('_', '-')}" for name in SWITCHES if getattr(args, name)]
-    return [*switches, *(["--cfg-options", *args.cfg_options] if args.cfg_options else [])]
+    of_pair = config == args.config
+    options = [o for o in args.cfg_options if of_pair or o.split(".")[0] not in MADE_FROM]
+    return [*switches, *(["--cfg-options", *options] if options else [])]
 
 
 def is_config(teacher: str | None) -> bool:
@@ -229,8 +201,8 @@ def check(args: argparse.Namespace) -> tuple[dict[str, object], dict[str, Config
     add_common_options(parser)
     add_switches(parser)
 
-    def read(*arguments: str, **settings: bool) -> Config:
-        given = parser.parse_args([*arguments, *shared_options(args)])
+    def read(config: str, *arguments: str, **settings: bool) -> Config:
+        given = parser.parse_args([config, *arguments, *shared_options(args, config)])
         cfg = load_config(argparse.Namespace(**{**vars(given), **settings}), TRAINING)
         init_default_scope(cfg.get("default_scope", "mmengine"))
         return cfg
@@ -305,21 +277,6 @@ def shapes(model: dict) -> dict[str, torch.Size]:
     return {name: value.shape for name, value in MODELS.build(model).state_dict().items()}
 
 
-def digest(content: bytes) -> str:
-    """Return what tells contents apart."""
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def digest_of_config(cfg: Config) -> str:
-    """Return the digest of all settings, the defaults of methods among them."""
-    return digest(repr(cfg.to_dict()).encode())
-
-
-def digest_of_file(source: str | None) -> str | None:
-    """Return the digest of a local file; None for an address, or a training to come."""
-    return digest(Path(source).read_bytes()) if source and Path(source).is_file() else None
-
-
 def environments(jobs: int) -> SimpleQueue[dict[str, str]]:
     """Return the environments of trainings side by side: one thread each, and the GPUs in turn."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
@@ -343,19 +300,19 @@ def main(argv: list[str] | None = None) -> None:
     if args.fresh and work_dir.exists():
         shutil.rmtree(work_dir)
     note_recipe(work_dir, recipe)
-    options = shared_options(args)
     running: set[subprocess.Popen] = set()
     teacher = args.teacher
     if is_config(teacher):
         print("The teacher")
         folder, environment = work_dir / "teacher", {"OMP_NUM_THREADS": str(args.jobs)}
+        options = shared_options(args, teacher)
         train([teacher, *options], folder, 0, "teacher", environment, running)
         teacher = newest_checkpoint(folder)
     free = environments(args.jobs)
 
     def run(job: tuple[int, str]) -> Result:
         seed, method = job
-        arguments = [args.config, "--method", method, *options]
+        arguments = [args.config, "--method", method, *shared_options(args, args.config)]
         if teacher is not None and method not in ("student", "teacher"):
             arguments += ["--teacher", teacher]
         environment = free.get()
