@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import json
 import math
 import os
@@ -34,7 +33,6 @@ from tool_runs import (
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier
-from mskd_plugin.recipes import METHODS
 
 STUDENT = str(DEMO / "student_resnet8_digits.py")
 PAIR = str(toy.ROOT / "configs" / "_base_" / "pairs" / "resnet20_resnet8_digits.py")
@@ -113,58 +111,6 @@ def test_a_mistyped_loss_is_named_as_training_names_it(compare, tmp_path):
     arguments = [PAIR, "--methods", "mskd", "--teacher", teacher, "--work-dir", str(tmp_path / "w")]
     with pytest.raises(SettingError, match=r"distill_losses\.loss_mskd_stage9.*loss_mskd_stage3"):
         compare.main([*arguments, *options])
-
-
-def test_trainings_of_two_recipes_are_not_mixed(compare, tmp_path):
-    def recipe(text, *options):
-        (tmp_path / "pair.py").write_text(f'_base_ = "{PAIR}"\n{text}\n')
-        return compare.check(compare.parse_args([str(tmp_path / "pair.py"), *options]))[0]
-
-    folder, student = tmp_path / "runs", ("--methods", "student")
-
-    def keep(recipe):
-        compare.check_recipe(folder, recipe)
-        compare.note_recipe(folder, recipe)
-
-    first = recipe("", *student)
-    keep(first)
-    with pytest.raises(SettingError, match="`the settings of the config` to be that of the train"):
-        compare.check_recipe(folder, recipe("train_cfg = dict(max_epochs=9)", *student))
-    with pytest.raises(SettingError, match="`--fast` to be that of the trainings .*False.*True"):
-        compare.check_recipe(folder, recipe("", *student, "--fast"))
-    compare.note_recipe(other := tmp_path / "other", {**first, "--old": 3})  # by another version
-    with pytest.raises(SettingError, match="`--old` to be that of the trainings .* got none"):
-        compare.check_recipe(other, first)
-    # The student's trainings know nothing of a teacher, which may come later.
-    weights = save_teacher(tmp_path / "teacher.pth", seed=1)
-    keep(recipe("", "--teacher", str(weights)))
-    keep(recipe("", "--teacher", str(weights)))
-    save_teacher(weights, seed=2)
-    with pytest.raises(SettingError, match="`the file of --teacher` to be that of the trainings"):
-        compare.check_recipe(folder, recipe("", "--teacher", str(weights)))
-    with pytest.raises(SettingError, match="`--teacher` to be that of the trainings"):
-        compare.check_recipe(folder, first)
-
-
-def test_trainings_of_a_method_with_other_settings_are_not_reused(compare, tmp_path, monkeypatch):
-    weights, folder = save_teacher(tmp_path / "teacher.pth", seed=1), tmp_path / "runs"
-
-    def recipe(*methods):
-        arguments = [PAIR, "--teacher", str(weights), "--methods", *methods]
-        return compare.check(compare.parse_args(arguments))[0]
-
-    first = recipe("kd", "dist")
-    compare.note_recipe(folder, first)
-    # As another version of the plugin may have it.
-    monkeypatch.setitem(METHODS, "dist", functools.partial(METHODS["dist"], loss_weight=0.5))
-    with pytest.raises(SettingError, match="`the settings of dist` to be that of the trainings"):
-        compare.check_recipe(folder, recipe("dist", "mskd"))
-    compare.check_recipe(folder, recipe("kd", "mskd"))
-    compare.note_recipe(folder, recipe("kd", "mskd"))
-    with pytest.raises(SettingError, match="`the settings of dist` to be that of the trainings"):
-        compare.check_recipe(folder, recipe("dist"))
-    monkeypatch.undo()
-    compare.check_recipe(folder, recipe("dist"))
 
 
 def test_what_the_pair_states_does_not_reach_the_teachers_own_config(compare, tmp_path):
