@@ -7,6 +7,7 @@ import functools
 import pytest
 import test_compare
 from test_compare import PAIR, save_teacher
+from tool_runs import TEACHER
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.recipes import METHODS
@@ -64,3 +65,17 @@ def test_trainings_of_a_method_with_other_settings_are_not_reused(compare, tmp_p
         compare.check_recipe(folder, recipe("dist"))
     monkeypatch.undo()
     compare.check_recipe(folder, recipe("dist"))
+
+
+def test_a_teacher_that_was_trained_with_other_settings_is_not_reused(compare, tmp_path):
+    def recipe(rate):
+        base.write_text(f'_base_ = "{TEACHER}"\noptim_wrapper = dict(optimizer=dict(lr={rate}))\n')
+        arguments = [PAIR, "--teacher", str(config), "--methods", "kd"]
+        return compare.check(compare.parse_args(arguments))[0]
+
+    base, config, folder = tmp_path / "base.py", tmp_path / "teacher.py", tmp_path / "runs"
+    config.write_text('_base_ = "base.py"\n')
+    compare.note_recipe(folder, recipe(0.1))
+    compare.check_recipe(folder, recipe(0.1))
+    with pytest.raises(SettingError, match="`the settings of the teacher` to be that of the train"):
+        compare.check_recipe(folder, recipe(0.2))

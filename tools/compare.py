@@ -219,7 +219,8 @@ def check(args: argparse.Namespace) -> tuple[dict[str, object], dict[str, Config
                 f"another network in {args.teacher}",
             )
     of_methods = {method: read(args.config, "--method", method) for method in args.methods}
-    settings = {f"{SETTINGS_OF}{name}": digest_of_config(cfg) for name, cfg in of_methods.items()}
+    configs = {**({TEACHER: teacher} if is_config(args.teacher) else {}), **of_methods}
+    settings = {f"{SETTINGS_OF}{name}": digest_of_config(cfg) for name, cfg in configs.items()}
     for method, cfg in of_methods.items():
         if is_distillation(cfg.model):
             if args.teacher is not None and not is_config(args.teacher):
@@ -241,7 +242,7 @@ def check(args: argparse.Namespace) -> tuple[dict[str, object], dict[str, Config
         f"{SETTINGS_OF}the config": digest_of_config(pair),
         **settings,
     }
-    return recipe, {**({TEACHER: teacher} if is_config(args.teacher) else {}), **of_methods}
+    return recipe, configs
 
 
 def try_first_steps(configs: dict[str, Config]) -> None:
