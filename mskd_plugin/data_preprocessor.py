@@ -29,7 +29,8 @@ class BatchDataPreprocessor(ClsDataPreprocessor):
         **kwargs: Other arguments of ``ClsDataPreprocessor``.
 
     Shapes:
-        ``inputs`` (N, C, H, W), or N images (C, H, W) of one size, become (N, C, H, W) float32.
+        ``inputs`` (N, C, H, W), or N images (C, H, W) of one size, become (N, C, H, W) float32;
+        grey images get as many channels as there are means.
 
     Raises:
         SettingError: If mean or std is given alone.
@@ -75,6 +76,8 @@ class BatchDataPreprocessor(ClsDataPreprocessor):
             inputs = torch.stack(list(self.cast_data(inputs)))
         if self._reverses_channels and inputs.shape[1] == 3:
             inputs = inputs.flip(1)
+        if self.mean is not None and inputs.shape[1] == 1:  # grey, for networks of colour
+            inputs = inputs.expand(-1, len(self.mean), -1, -1)
         # The caller's images stay as they are, floating point ones too.
         inputs = inputs.to(torch.float32, copy=True, memory_format=torch.contiguous_format)
         if self.mean is not None:

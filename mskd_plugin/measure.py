@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from mskd_plugin.files import written_whole
+
 
 def synchronize() -> None:
     """Wait for the GPU, if there is one."""
@@ -114,8 +116,8 @@ def markdown_table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]
 
 def write_figures(figures: Any, file: Path) -> None:
     """Write figures as JSON, into a folder that may be new."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(figures, indent=2) + "\n")
+    with written_whole(file) as part:
+        part.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def device_name() -> str:

@@ -260,7 +260,7 @@ def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:
         given = {"direction": "horizontal", **transform}
         known = {"type", "direction", "crop_size", "padding"}
         if kind == "RandomCrop":
-            settings["crop_size"] = given["crop_size"]
+            settings["crop_size"] = given.get("crop_size")
             settings["padding"] = given.get("padding") or 0
         else:
             settings["flip_prob"] = given.get("prob")

@@ -128,6 +128,19 @@ def test_the_preprocessor_equals_the_hosts(settings, training, form):
         assert not preprocessor.state_dict()  # as the host's, none of it in checkpoints
 
 
+@pytest.mark.parametrize("channels, means", [(1, 3), (3, 1), (1, 1)])
+@pytest.mark.parametrize("form", [torch.stack, list])
+def test_grey_images_and_one_mean_for_all_channels_as_the_host_takes_them(channels, means, form):
+    images = list(torch.randint(0, 256, (4, channels, 6, 7), dtype=torch.uint8))
+    settings = dict(mean=[80.0, 90.5, 100.0][:means], std=[80.0, 70.0, 61.3][:means], to_rgb=True)
+    host, mine = (
+        MODELS.build(dict(type=kind, **settings))(dict(inputs=form(images)))["inputs"]
+        for kind in KINDS
+    )
+    assert mine.shape == (4, max(channels, means), 6, 7)
+    torch.testing.assert_close(mine, host, rtol=3e-7, atol=5e-6)
+
+
 def test_a_mean_without_a_deviation():
     with pytest.raises(SettingError, match="mean, std"):
         MODELS.build(dict(type="BatchDataPreprocessor", mean=[1.0, 2.0, 3.0]))

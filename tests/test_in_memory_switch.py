@@ -166,6 +166,7 @@ def test_the_switch_moves_crop_and_flip(tmp_path):
         ([dict(type="RandomFlip", direction="horizontal")], "a prob"),
         ([dict(type="RandomCrop", crop_size=32, padding=4, pad_val=9)], "padding alone"),
         ([dict(type="RandomCrop", crop_size=32, padding_mode="reflect")], "padding alone"),
+        ([dict(type="RandomCrop", padding=4)], "has crop_size and padding"),
     ],
 )
 def test_the_switch_refuses_other_crops_and_flips(pipeline, expected):

@@ -22,6 +22,7 @@ from mskd_plugin.checkpoints.weights import (
 )
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError, check_output
+from mskd_plugin.files import written_whole
 from mskd_plugin.launch import Count
 from mskd_plugin.networks import NETWORKS, classifier, network
 
@@ -88,7 +89,6 @@ def main(argv: list[str] | None = None) -> None:
         raise SettingError(
             "--num-classes", f"{classes}, as the classifier in {args.src!r} has", expected_classes
         )
-    args.dst.parent.mkdir(parents=True, exist_ok=True)
     meta = {
         "net": args.net,
         "num_classes": classes,
@@ -96,7 +96,8 @@ def main(argv: list[str] | None = None) -> None:
         "source_layout": layout,
         "mskd_plugin_version": mskd_plugin.__version__,
     }
-    torch.save({"meta": meta, "state_dict": state_dict}, args.dst)
+    with written_whole(args.dst) as file:
+        torch.save({"meta": meta, "state_dict": state_dict}, file)
     print(f"Wrote {args.dst}: {args.net} with {classes} classes, from the layout of {layout}.")
 
 

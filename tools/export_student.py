@@ -29,6 +29,7 @@ import mskd_plugin
 from mskd_plugin.checkpoints.weights import STUDENT_PREFIX, fit_weights, read_checkpoint, weights_of
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError, check_output
+from mskd_plugin.files import written_whole
 from mskd_plugin.hooks.data_checks import trained_classes
 from mskd_plugin.launch import Count, is_distillation, keep_student_only, read_config
 
@@ -270,9 +271,9 @@ def main(argv: list[str] | None = None) -> None:
     }
     if classes is not None:
         meta["dataset_meta"] = {"classes": classes}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"meta": meta, "state_dict": state_dict}, args.out)
-    Config({**header, **parts}).dump(out_config)
+    with written_whole(args.out) as weights, written_whole(out_config) as config:
+        torch.save({"meta": meta, "state_dict": state_dict}, weights)
+        Config({**header, **parts}).dump(config)
     print(
         f"Wrote {args.out} and {out_config}: mmpretrain.get_model({str(out_config)!r}, "
         f"{str(args.out)!r})"
