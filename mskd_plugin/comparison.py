@@ -11,7 +11,7 @@ from pathlib import Path
 from mmengine.config import Config
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.files import written_whole
+from mskd_plugin.files import write_json
 
 #: Where the trainings of a folder have noted what they have in common.
 RECIPE = "recipe.json"
@@ -183,9 +183,7 @@ def read_recipe(work_dir: Path) -> dict[str, object]:
 
 def note_recipe(work_dir: Path, recipe: dict[str, object]) -> None:
     """Write a checked recipe beside the settings of the methods that trained there before."""
-    known = {**read_recipe(work_dir), **recipe}
-    with written_whole(work_dir / RECIPE) as file:
-        file.write_text(json.dumps(known, indent=2) + "\n")
+    write_json({**read_recipe(work_dir), **recipe}, work_dir / RECIPE)
 
 
 def digest(content: bytes) -> str:

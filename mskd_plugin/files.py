@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 
 @contextmanager
@@ -32,3 +34,9 @@ def written_whole(path: Path) -> Iterator[Path]:
         part = Path(folder) / path.name
         yield part
         part.replace(path)
+
+
+def write_json(content: Any, path: Path) -> None:
+    """Write ``path`` whole (:func:`written_whole`), as indented JSON."""
+    with written_whole(path) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n")

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-
-from mskd_plugin.files import written_whole
 
 
 def synchronize() -> None:
@@ -112,12 +108,6 @@ def markdown_table(columns: Mapping[str, str], rows: Iterable[Mapping[str, Any]]
     cells = [[form.format_map(row) for form in columns.values()] for row in rows]
     lines = [[*columns], ["---"] * len(columns), *cells]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def write_figures(figures: Any, file: Path) -> None:
-    """Write figures as JSON, into a folder that may be new."""
-    with written_whole(file) as part:
-        part.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def device_name() -> str:

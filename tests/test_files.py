@@ -14,8 +14,7 @@ import toy
 from mmengine.config import Config
 
 from mskd_plugin.comparison import note_recipe, read_recipe
-from mskd_plugin.files import written_whole
-from mskd_plugin.measure import write_figures
+from mskd_plugin.files import write_json, written_whole
 from mskd_plugin.networks import classifier
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
@@ -50,6 +49,13 @@ def test_the_new_content_comes_with_the_end(tmp_path):
             file.write_text(content)
         assert path.read_text() == content and os.listdir(path.parent) == ["a.json"]
     assert seen == [False, "first"]
+
+
+def test_json_is_written_into_a_new_folder(tmp_path):
+    file = tmp_path / "new" / "folder" / "figures.json"
+    for figures in ([{"ms": 1.5}], {"ms": 2}):  # the second time in the first's place
+        write_json(figures, file)
+        assert json.loads(file.read_text()) == figures
 
 
 def test_the_same_content_is_the_same_file(tmp_path):
@@ -98,12 +104,12 @@ def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
 
 def test_recipes_and_figures_outlive_a_full_disk(tmp_path, full_disk):
     note_recipe(tmp_path, {"config": "first"})
-    write_figures([1.5], tmp_path / "figures.json")
+    write_json([1.5], tmp_path / "figures.json")
     full_disk()
     with pytest.raises(OSError, match="No space"):
         note_recipe(tmp_path, {"config": "second"})
     with pytest.raises(OSError, match="No space"):
-        write_figures([2.5], tmp_path / "figures.json")
+        write_json([2.5], tmp_path / "figures.json")
     assert read_recipe(tmp_path) == {"config": "first"}
     assert json.loads((tmp_path / "figures.json").read_text()) == [1.5]
 

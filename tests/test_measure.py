@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
@@ -80,10 +78,3 @@ def test_the_matrix_rate_is_the_best_of_operations_over_time(monkeypatch):
     monkeypatch.setattr(measure, "seconds", lambda function: next(taken))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert measure.matrix_rate(1.0) == pytest.approx(10 * 2 * 2048**3 / 0.3)
-
-
-def test_figures_are_written_into_a_new_folder(tmp_path):
-    file = tmp_path / "new" / "folder" / "figures.json"
-    for figures in ([{"ms": 1.5}], {"ms": 2}):  # the second time in the first's place
-        measure.write_figures(figures, file)
-        assert json.loads(file.read_text()) == figures

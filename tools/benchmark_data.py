@@ -31,13 +31,13 @@ from mmpretrain.registry import DATASETS, MODELS
 
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import check_output
+from mskd_plugin.files import write_json
 from mskd_plugin.hooks.preflight import check_data_roots
 from mskd_plugin.launch import TRAINING, Count, add_overrides, check_batches, load_config
 from mskd_plugin.measure import (
     device_name,
     markdown_table,
     synchronize,
-    write_figures,
 )
 from mskd_plugin.switches import use_in_memory
 
@@ -225,7 +225,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = report(subjects)
     print(markdown(rows))
     if args.json:
-        write_figures(rows, args.json)
+        write_json(rows, args.json)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ import torch
 from mskd_plugin.cli import run_tool
 from mskd_plugin.connectors import MultiScaleDecouplingConnector
 from mskd_plugin.errors import SettingError, check_output
+from mskd_plugin.files import write_json
 from mskd_plugin.functional.decoupling import DEFAULT_SCALES
 from mskd_plugin.launch import Count
 from mskd_plugin.losses import MultiScaleContrastiveLoss
@@ -27,7 +28,6 @@ from mskd_plugin.measure import (
     device_name,
     markdown_table,
     peak_memory,
-    write_figures,
 )
 
 
@@ -187,7 +187,7 @@ def main(argv: list[str] | None = None) -> None:
     for rows in sweeps.values():
         print(f"\n{markdown(rows)}")
     if args.json:
-        write_figures(sweeps, args.json)
+        write_json(sweeps, args.json)
     if args.plot:
         plot(sweeps, args.plot)
 

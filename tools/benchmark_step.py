@@ -34,6 +34,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mskd_plugin.algorithms import TwoPhaseDistill
 from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import check_output
+from mskd_plugin.files import write_json
 from mskd_plugin.hooks import DeferredRuntimeInfoHook, FastNetworksHook
 from mskd_plugin.hooks.deferred_log import DeferringMessageHub
 from mskd_plugin.launch import TRAINING, Count, add_overrides, build_runner, load_config
@@ -44,7 +45,6 @@ from mskd_plugin.measure import (
     matrix_rate,
     peak_memory,
     synchronize,
-    write_figures,
 )
 from mskd_plugin.switches import use_mixed_precision
 
@@ -393,7 +393,7 @@ def measure(args: argparse.Namespace) -> None:
     if is_main_process():
         print(markdown(rows, rate))
         if args.json:
-            write_figures(rows, args.json)
+            write_json(rows, args.json)
 
 
 if __name__ == "__main__":

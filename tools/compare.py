@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import os
 import re
 import shutil
@@ -42,6 +41,7 @@ from mskd_plugin.comparison import (
     table,
 )
 from mskd_plugin.errors import SettingError, check_output
+from mskd_plugin.files import write_json, written_whole
 from mskd_plugin.launch import (
     CONFIG_SUFFIXES,
     TRAINING,
@@ -341,9 +341,10 @@ def main(argv: list[str] | None = None) -> None:
     results = {name: [runs[seed, name] for seed in range(args.seeds)] for name in args.methods}
 
     text = table(results)
-    (work_dir / "results.md").write_text(text + "\n")
+    with written_whole(work_dir / "results.md") as file:
+        file.write_text(text + "\n")
     top1 = {name: [run.top1 for run in runs] for name, runs in results.items()}
-    (work_dir / "results.json").write_text(json.dumps(top1, indent=2) + "\n")
+    write_json(top1, work_dir / "results.json")
     plot(results, Path(args.config).stem, work_dir / "results.png")
     print(f"\n{text}\n\nAlso in {work_dir}: results.md, results.json, results.png")
     print(f"Took {time.time() - start:.0f} s.")
