@@ -11,14 +11,17 @@ import functools
 import pickle
 import sys
 import warnings
+from collections import deque
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from mskd_plugin.files import written_whole
 from mskd_plugin.requirements import check_requirements, installed, suits
 
 QUANTIZATION = "mmrazor.structures.quantization"
@@ -49,6 +52,7 @@ def prepare_host() -> None:
     run_distributed_on_cpu()
     write_test_scores_once()
     keep_hooks_of_batch_norms()
+    keep_whole_checkpoints()
 
 
 def silence_mmcv_lite() -> None:
@@ -312,6 +316,51 @@ def keep_hooks_of_batch_norms() -> None:
         return converted
 
     runner.convert_sync_batchnorm = convert_with_hooks
+
+
+def keep_whole_checkpoints() -> None:
+    """Let a training that ends while it writes a checkpoint leave one to resume from.
+
+    mmengine (0.10.7 too) removes the checkpoint that ``max_keep_ckpts`` has no room for before it
+    writes the next one, and writes into the file itself, with ``save_best`` over the newest.
+    """
+    from mmengine.dist import is_main_process
+    from mmengine.hooks import CheckpointHook
+    from mmengine.runner import runner
+
+    write, save = runner.save_checkpoint, CheckpointHook._save_checkpoint_with_step
+
+    @functools.wraps(write)
+    def write_whole(checkpoint: dict, filename: str, *args: Any, **kwargs: Any) -> None:
+        if "://" in filename or any(args) or any(kwargs.values()):  # a backend of its own
+            write(checkpoint, filename, *args, **kwargs)
+            return
+        with written_whole(Path(filename)) as file:
+            write(checkpoint, str(file), *args, **kwargs)
+
+    @functools.wraps(save)
+    def save_before_removing(self: Any, runner: Any, step: int, meta: dict) -> None:
+        room = self.max_keep_ckpts
+        if room <= 0:
+            save(self, runner, step, meta)
+            return
+        self.max_keep_ckpts, self.keep_ckpt_ids = room + 1, deque(self.keep_ckpt_ids, room + 1)
+        try:
+            save(self, runner, step, meta)
+        finally:
+            self.max_keep_ckpts = room
+        while len(self.keep_ckpt_ids) > room:
+            name = self.filename_tmpl.format(self.keep_ckpt_ids.popleft())
+            if is_main_process():
+                old = self.file_backend.join_path(self.out_dir, name)
+                if self.file_backend.isfile(old):
+                    self.file_backend.remove(old)
+                elif self.file_backend.isdir(old):  # deepspeed's are folders
+                    self.file_backend.rmtree(old)
+        runner.message_hub.update_info("keep_ckpt_ids", list(self.keep_ckpt_ids))
+
+    runner.save_checkpoint = write_whole
+    CheckpointHook._save_checkpoint_with_step = save_before_removing
 
 
 def _on_cpu() -> bool:

@@ -219,14 +219,20 @@ def test_the_images_of_each_process_are_counted(monkeypatch, count, round_up, co
     [
         (25, "all", 2, {}, True),
         (24, "all", 2, {}, False),
-        (25, "process", 2, {}, False),
+        (25, "process", 2, {}, False),  # two batches each
+        (33, "process", 2, {}, True),
+        (33, "process", 1, {}, False),
+        (33, "process", 2, {"drop_last": True}, False),
+        (31, "process", 2, {"drop_last": True}, True),
         (25, "all", 1, {}, False),
         (25, "all", 2, {"drop_last": True}, False),
         (31, "all", 2, {"drop_last": True}, True),
         (25, "all", 2, {"sampler.round_up": True}, False),
     ],
 )
-def test_gathered_batches_are_of_one_size(tmp_path, count, negatives, world_size, settings, fails):
+def test_processes_have_as_many_batches_and_gathered_ones_of_one_size(
+    tmp_path, count, negatives, world_size, settings, fails
+):
     model = toy.algorithm(distiller=toy.distiller(), teacher_ckpt=str(toy.teacher_file(tmp_path)))
     model["distiller"]["distill_losses"]["loss_mskd_stage3"]["negatives"] = negatives
     settings = {"dataset.indices": count, "sampler.round_up": False, **settings}

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 from mmengine.evaluator import BaseMetric
+from mmengine.fileio import LocalBackend
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.registry import METRICS, PARAM_SCHEDULERS
-from mmengine.runner import Runner
+from mmengine.runner import Runner, find_latest_checkpoint
 from torch import serialization
 
 from mskd_plugin import host
@@ -46,7 +47,7 @@ class MeanError(BaseMetric):
         return {"error": np.mean(np.abs(results)), "single": np.float32(results[0])}
 
 
-def build_runner(work_dir, epochs, **settings):
+def build_runner(work_dir, epochs, max_keep_ckpts=-1, **settings):
     METRICS.register_module(module=MeanError, force=True)
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(8, 3, generator=generator)
@@ -70,6 +71,7 @@ def build_runner(work_dir, epochs, **settings):
             "checkpoint": {
                 "type": "CheckpointHook",
                 "interval": 1,
+                "max_keep_ckpts": max_keep_ckpts,
                 "save_best": "test/error",
                 "rule": "less",
             },
@@ -239,3 +241,30 @@ def test_every_schedule_resumes_with_the_check_on(tmp_path, kind, anneal):
     optimizer.load_state_dict(states[0])
     scheduler.load_state_dict(states[1])
     assert list(rates(optimizer, scheduler, 3)) == expected
+
+
+class Killed(BaseException):
+    pass
+
+
+# Of each epoch the checkpoint, the best one, and the checkpoint again, with the best in it.
+@pytest.mark.parametrize(("room", "writing", "left"), [(1, 4, 1), (2, 4, 1), (1, 6, 2), (-1, 6, 2)])
+def test_who_is_killed_while_writing_has_a_checkpoint(tmp_path, monkeypatch, room, writing, left):
+    put, written = LocalBackend.put, []
+
+    def put_half(self, content, path):
+        written.append(path)
+        put(self, content[: len(content) // 2] if len(written) == writing else content, path)
+        if len(written) == writing:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LocalBackend, "put", put_half)
+        with pytest.raises(Killed):
+            build_runner(tmp_path, 3, room).train()
+    newest = find_latest_checkpoint(str(tmp_path))
+    assert torch.load(newest)["meta"]["epoch"] == left
+    build_runner(tmp_path, 4, room, resume=True).train()
+    kept = {path.name for path in tmp_path.glob("epoch_*.pth")}
+    assert kept == {f"epoch_{n}.pth" for n in (range(1, 5) if room < 0 else range(5 - room, 5))}
+    assert not list(tmp_path.glob(".*"))

@@ -185,26 +185,36 @@ def _train_on_one_image(student: nn.Module, model: BaseModel, loader: DataLoader
 
 
 def check_even_batches(runner: Runner, model: BaseModel) -> None:
-    """Check that all processes have batches of one size where a loss joins them.
+    """Check that all processes have as many batches, and of one size where a loss joins them.
 
     A loss that does says so by an attribute ``joins_processes``.
 
     Raises:
-        SettingError: If the sampler gives some processes one image more.
+        SettingError: If the sampler gives some processes one image more, and with it a batch more,
+            in which they would wait for the others, or such a loss would meet it.
     """
     losses = getattr(getattr(model, "distiller", None), "distill_losses", None) or {}
     joining = [name for name, loss in losses.items() if getattr(loss, "joins_processes", False)]
     loader = runner.train_dataloader
-    if not joining or runner.world_size == 1 or isinstance(loader.dataset, IterableDataset):
+    if runner.world_size == 1 or isinstance(loader.dataset, IterableDataset):
         return
     counts = images_per_process(loader, runner.world_size)
-    whole = loader.batch_size if loader.drop_last and loader.batch_size else 1
-    if len({count // whole for count in counts}) > 1:
+    size = loader.batch_size  # None with a batch sampler
+    if joining and not (loader.drop_last and size):
+        uneven = counts
+    elif size:
+        uneven = {count // size if loader.drop_last else -(-count // size) for count in counts}
+    else:
+        return
+    if len(uneven) > 1:
+        needed, told = "processes that take as many steps each", f" with batches of {size}"
+        if joining:
+            needed, told = "losses that join the batches of all processes", ""
+            needed += f" ({', '.join(joining)}), which have to be of one size"
         raise SettingError(
             "train_dataloader.sampler.round_up",
-            f"True for losses that join the batches of all processes ({', '.join(joining)}), which "
-            "have to be of one size",
-            f"False with {len(loader.dataset)} images for {runner.world_size} processes",
+            f"True for {needed}",
+            f"False with {len(loader.dataset)} images for {runner.world_size} processes{told}",
         )
 
 

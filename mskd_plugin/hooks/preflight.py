@@ -81,7 +81,7 @@ class PreflightHook(Hook):
       and no schedule ends before training does;
     - all processes begin at the same step, with gradients for all that they train, and no recorder
       is inside a module whose forward runs without gradients;
-    - processes whose images are gathered by a loss have batches of one size;
+    - processes have as many batches each, and of one size where a loss gathers their images;
     - the learning rate is meant for the batch size, and no batch has one image, else there is a
       warning, or an error where the student cannot train on that.
 
