@@ -29,10 +29,11 @@ from mskd_plugin.hooks.data_checks import (
     check_normalized,
     check_single_images,
     classes_of,
+    tell_batch_augments,
 )
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
-from mskd_plugin.hooks.trial import check_metrics, first_images, read_items
+from mskd_plugin.hooks.trial import check_metrics, check_recorded, first_images, read_items
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.schedule import schedule_with_own_rate, schedulers_of
 
@@ -82,11 +83,12 @@ class PreflightHook(Hook):
     - all processes begin at the same step, with gradients for all that they train, and no recorder
       is inside a module whose forward runs without gradients;
     - processes whose images are gathered by a loss have batches of one size;
-    - the learning rate is meant for the batch size, and no batch has one image, else there is a
-      warning, or an error where the student cannot train on that.
+    - images are mixed as the student's own config says, the learning rate is meant for the batch
+      size, and no batch has one image, else there is a warning, or an error where the student
+      cannot train on that.
 
-    The images run without gradients, in eval mode but for that last check; parameters, statistics
-    and random states stay as they were.
+    The images run without gradients but where blocks have ``with_cp``, in eval mode but for that
+    last check; parameters, statistics and random states stay as they were.
     """
 
     priority = "HIGHEST"
@@ -108,6 +110,7 @@ class PreflightHook(Hook):
         check_warmup_hook(runner, model)
         check_normalized(runner, model)
         check_even_batches(runner, model)
+        tell_batch_augments(runner, model)
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
             check_teacher(model, teacher)
@@ -121,6 +124,7 @@ class PreflightHook(Hook):
         if isinstance(getattr(model, "distiller", None), ConfigurableDistiller):
             with _unchanged(model), runner.optim_wrapper.optim_context(model):
                 check_losses(model, runner.train_dataloader)
+                check_recorded(model, runner.train_dataloader)
             tell_accumulation(runner)
         runner.logger.info("Preflight passed: data, teacher, recorders, connectors and losses.")
 
