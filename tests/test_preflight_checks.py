@@ -135,6 +135,19 @@ def test_batch_augments_that_the_student_alone_states_are_told(shared, told):
     )
 
 
+def test_a_loss_of_the_students_own_that_fails_is_not_the_distillers():
+    student = toy.classifier("student")
+    student["head"]["loss"]["use_sigmoid"] = True  # wants one-hot labels
+    samples = [dict(inputs=torch.zeros(3, 32, 32), data_samples=DataSample().set_gt_label(0))] * 2
+    loader = DataLoader(samples, collate_fn=default_collate)
+    with pytest.raises(SettingError, match="`model.architecture`.*AssertionError.*no message"):
+        check_losses(toy.build(architecture=student), loader)
+    distiller = toy.distiller()
+    distiller["loss_forward_mappings"]["loss_mskd_stage3"]["student_regions"]["record_idx"] = 7
+    with pytest.raises(SettingError, match="`model.distiller`.*Error on two training images"):
+        check_losses(toy.build(distiller=distiller), loader)
+
+
 def test_data_roots_inside_wrappers_and_elsewhere(tmp_path):
     inner = dict(type="CIFAR10", data_root=str(tmp_path / "nowhere"))
     wrapped = dict(type="RepeatDataset", times=2, dataset=dict(type="KFoldDataset", dataset=inner))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 
 import torch
 from mmengine.config import ConfigDict
@@ -321,11 +322,13 @@ def check_losses(model: BaseModel, loader: DataLoader) -> None:
     try:
         losses = model(**data, mode="loss")
     except (AssertionError, IndexError, KeyError, TypeError, RuntimeError) as error:
-        raise SettingError(
-            "model.distiller",
-            "recorders, connectors and losses that fit together",
-            f"{type(error).__name__} on two training images: {error}",
-        ) from error
+        got = f"{type(error).__name__} on two training images: {str(error) or 'no message'}"
+        for frame, _ in walk_tb(error.__traceback__):
+            if frame.f_locals.get("self") is model.architecture:
+                expected = "a student whose own loss takes these images and labels"
+                raise SettingError("model.architecture", expected, got) from error
+        expected = "recorders, connectors and losses that fit together"
+        raise SettingError("model.distiller", expected, got) from error
     finally:
         for handle in handles:
             handle.remove()
