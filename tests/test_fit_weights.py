@@ -9,7 +9,14 @@ import torch
 import toy
 from mmpretrain.registry import MODELS
 
-from mskd_plugin.checkpoints.weights import _local_file, check_source, fit_weights, weights_of
+from mskd_plugin.checkpoints.weights import (
+    _local_file,
+    check_source,
+    fit_weights,
+    load_weights,
+    weights_of,
+)
+from mskd_plugin.errors import SettingError
 
 
 def test_fitted_weights_are_complete_though_a_file_lacks_the_counts_of_batches():
@@ -50,3 +57,31 @@ def test_the_hash_in_a_name_is_torchvisions_alone(tmp_path, monkeypatch):
     for source in ("https://example.org/net-0123abcd.pth", "torchvision://resnet34"):
         _local_file(source, "teacher_ckpt")
     assert asked == [None, "b627a593"]
+
+
+def test_tables_that_a_network_computes_itself_need_not_be_loaded(tmp_path):
+    arch = dict(embed_dims=4, depths=[1], num_heads=[1], extra_norm_every_n_blocks=0)
+    backbone = dict(
+        type="SwinTransformerV2", arch=arch, img_size=16, window_size=2, out_indices=(0,)
+    )
+    head = dict(type="LinearClsHead", num_classes=2, in_channels=4)
+    config = dict(
+        type="ImageClassifier",
+        backbone=backbone,
+        neck=dict(type="GlobalAveragePooling"),
+        head=head,
+    )
+    source, target = (MODELS.build(config).eval() for _ in range(2))
+    torch.save(source.state_dict(), tmp_path / "swin_v2.pth")
+    assert load_weights(target, tmp_path / "swin_v2.pth") == "mmpretrain"
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        assert torch.equal(target(images), source(images))
+
+
+def test_a_parameter_that_a_network_drops_is_told(tmp_path):
+    model = MODELS.build(toy.classifier("student"))
+    torch.save(model.state_dict(), tmp_path / "student.pth")
+    model._register_load_state_dict_pre_hook(lambda weights, *_: weights.pop("head.fc.weight"))
+    with pytest.raises(SettingError, match="`teacher_ckpt`.*head.fc.weight, left out"):
+        load_weights(model, tmp_path / "student.pth")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from types import SimpleNamespace
 
 import pytest
@@ -10,9 +11,11 @@ import toy
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmpretrain.structures import DataSample
+from torch.utils import checkpoint
 from torch.utils.data import DataLoader
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.hooks.data_checks import tell_batch_augments
 from mskd_plugin.hooks.preflight import (
     _unchanged,
     _watch_categorization,
@@ -22,7 +25,7 @@ from mskd_plugin.hooks.preflight import (
     check_teacher,
     tell_accumulation,
 )
-from mskd_plugin.hooks.trial import first_images, read_items
+from mskd_plugin.hooks.trial import check_recorded, first_images, read_items
 
 
 def test_a_teacher_that_trains_may_begin_at_random():
@@ -75,6 +78,74 @@ def test_a_stage_of_another_width_than_the_classifiers_is_named():
         check_losses(
             toy.build(distiller=distiller), DataLoader(samples, collate_fn=default_collate)
         )
+
+
+@pytest.mark.parametrize(
+    "source, trains",
+    [
+        ("layer1.0.conv2", False),
+        ("layer1.0.relu", True),
+        ("layer1.0.bn2", True),
+        ("layer1.0", True),
+    ],
+)
+def test_records_inside_blocks_that_are_recomputed_are_refused(source, trains, monkeypatch):
+    reentrant = functools.partial(checkpoint.checkpoint, use_reentrant=True)  # as mmpretrain's
+    monkeypatch.setattr(checkpoint, "checkpoint", reentrant)
+    student = toy.classifier("student")
+    student["backbone"] = dict(
+        type="ResNet_CIFAR", depth=18, stem_channels=4, base_channels=4, with_cp=True
+    )
+    student["head"]["in_channels"] = 32
+    distiller = toy.distiller()
+    distiller["student_recorders"]["stage3"]["source"] = f"backbone.{source}"
+    model = toy.build(architecture=student, distiller=distiller)
+    model.distiller.connectors["stage3_student"] = torch.nn.Identity()
+    model.distiller.connectors["stage3_teacher"] = torch.nn.Identity()
+    samples = [dict(inputs=torch.rand(3, 32, 32), data_samples=DataSample().set_gt_label(0))] * 2
+    loader = DataLoader(samples, collate_fn=default_collate)
+    with model.distiller.student_recorders:
+        model.train().student(**model.data_preprocessor(first_images(loader)), mode="loss")
+    record = model.distiller.get_record("stage3", from_student=True, record_idx=-1)
+    assert record.requires_grad is trains
+    model.eval()
+    with torch.no_grad():
+        if trains:
+            check_recorded(model, loader)
+        else:
+            with pytest.raises(SettingError, match="`with_cp`.*'backbone.layer1.0.conv2'"):
+                check_recorded(model, loader)
+    hooks = dict(model.student.named_modules())[f"backbone.{source}"]._forward_hooks
+    assert len(hooks) == 1  # the recorder's
+
+
+@pytest.mark.parametrize("shared, told", [({}, True), ({"batch_augments": True}, False)])
+def test_batch_augments_that_the_student_alone_states_are_told(shared, told):
+    mixing = dict(augments=[dict(type="mmpretrain.Mixup", alpha=0.8)])
+    preprocessor = dict(toy.PREPROCESSOR, num_classes=toy.CLASSES)
+    if shared:
+        preprocessor["batch_augments"] = mixing
+    messages = []
+    runner = SimpleNamespace(logger=SimpleNamespace(warning=messages.append))
+    student = dict(toy.classifier("student"), train_cfg=mixing)
+    tell_batch_augments(runner, toy.build(architecture=student, data_preprocessor=preprocessor))
+    tell_batch_augments(runner, toy.build())  # nobody states any
+    assert [message.split(" are ")[0] for message in messages] == (
+        ["The student's own batch augments (Mixup)"] * told
+    )
+
+
+def test_a_loss_of_the_students_own_that_fails_is_not_the_distillers():
+    student = toy.classifier("student")
+    student["head"]["loss"]["use_sigmoid"] = True  # wants one-hot labels
+    samples = [dict(inputs=torch.zeros(3, 32, 32), data_samples=DataSample().set_gt_label(0))] * 2
+    loader = DataLoader(samples, collate_fn=default_collate)
+    with pytest.raises(SettingError, match="`model.architecture`.*AssertionError.*no message"):
+        check_losses(toy.build(architecture=student), loader)
+    distiller = toy.distiller()
+    distiller["loss_forward_mappings"]["loss_mskd_stage3"]["student_regions"]["record_idx"] = 7
+    with pytest.raises(SettingError, match="`model.distiller`.*Error on two training images"):
+        check_losses(toy.build(distiller=distiller), loader)
 
 
 def test_data_roots_inside_wrappers_and_elsewhere(tmp_path):

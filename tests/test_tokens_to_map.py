@@ -8,7 +8,7 @@ from mmengine.registry import MODELS
 from token_oracles import laid_out
 from tolerances import assert_close
 
-from mskd_plugin.connectors import TokensToMapConnector
+from mskd_plugin.connectors import MultiScaleDecouplingConnector, TokensToMapConnector
 from mskd_plugin.errors import SettingError
 
 
@@ -34,6 +34,22 @@ def test_the_size_of_the_grid_counts():
     assert "class_tokens=0, map_size=(2, 4)" in repr(TokensToMapConnector(map_size=[2, 4]))
     with pytest.raises(SettingError, match="class_tokens.*square.*8 tokens"):
         TokensToMapConnector()(tokens)
+
+
+@pytest.mark.parametrize("class_tokens", [0, 1])
+def test_the_size_that_a_record_states_goes_before_a_square(class_tokens):
+    tokens = random(1, class_tokens + 16, 3)  # 2 x 8 tokens, as of a wide image, or 4 x 4
+    record, positions = (tokens, (2, 8)), tokens[:, class_tokens:]
+    wide = TokensToMapConnector(class_tokens)(record)
+    assert_close(wide, torch.stack([positions[:, :8], positions[:, 8:]], 1).permute(0, 3, 1, 2))
+    quarters = MultiScaleDecouplingConnector((2,), class_tokens=class_tokens)(record)[0]
+    starts = (0, 4, 8, 12)
+    expected = torch.stack([positions[:, start : start + 4].mean(1) for start in starts], 1)
+    assert_close(quarters, expected)
+    square = TokensToMapConnector(class_tokens)
+    assert_close(square((tokens, (7, 7))), square(tokens))  # the size of something else
+    stated = TokensToMapConnector(class_tokens, map_size=(8, 2))
+    assert_close(stated(record), stated(tokens))
 
 
 @pytest.mark.parametrize(

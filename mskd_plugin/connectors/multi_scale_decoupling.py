@@ -8,6 +8,7 @@ from mmengine.model import BaseModule
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
+from mskd_plugin.connectors.tokens_to_map import recorded_size
 from mskd_plugin.errors import SettingError, check_count
 from mskd_plugin.functional import tokens_to_map
 from mskd_plugin.functional.decoupling import (
@@ -41,7 +42,8 @@ class MultiScaleDecouplingConnector(BaseModule):
         hidden_channels: Width inside the mlp. Default: ``out_channels``.
         class_tokens: For token sequences (N, L, C): leading tokens that stand for no position and
             are left out.
-        map_size: For token sequences: (H, W) of the patch grid. Default: a square.
+        map_size: For token sequences: (H, W) of the patch grid. Default: what the record states,
+            as those of Swin Transformer's stages do, else a square.
         init_cfg: MMEngine's initialisation config.
 
     Shapes:
@@ -132,10 +134,12 @@ class MultiScaleDecouplingConnector(BaseModule):
 
     def forward(self, feature: Tensor | Sequence) -> tuple[Tensor, ...]:
         """Return the regions of each scale, (N, R_k, D)."""
+        record = feature
         if not isinstance(feature, Tensor):
             feature = self._only_tensor(feature)
         if feature.dim() == 3:
-            feature = tokens_to_map(feature, self.class_tokens, self.map_size)
+            size = self.map_size or recorded_size(record, feature.shape[1] - self.class_tokens)
+            feature = tokens_to_map(feature, self.class_tokens, size)
         regions, counts = pool_windows(feature, self.scales, self.overlap)
         if self.in_channels is not None and regions.shape[-1] != self.in_channels:
             raise SettingError(

@@ -26,6 +26,17 @@ def recorded_tokens(feature: Tensor | Sequence) -> Tensor:
     return tokens
 
 
+def recorded_size(feature: Tensor | Sequence, tokens: int) -> tuple[int, int] | None:
+    """Return the size (H, W) of the grid of so many tokens that a record states beside them, as
+    those of Swin Transformer's stages do; None where it states none.
+    """
+    for item in () if isinstance(feature, Tensor) else feature:
+        if isinstance(item, (tuple, list)) and [type(side) for side in item] == [int, int]:
+            if item[0] * item[1] == tokens:
+                return item[0], item[1]
+    return None
+
+
 @MODELS.register_module()
 class TokensToMapConnector(BaseModule):
     """Lay the tokens of a transformer or an MLP out as a feature map.
@@ -35,7 +46,7 @@ class TokensToMapConnector(BaseModule):
 
     Args:
         class_tokens: Leading tokens that stand for no position and are left out.
-        map_size: (H, W) of the patch grid. Default: a square.
+        map_size: (H, W) of the patch grid. Default: what the record states, else a square.
 
     Shapes:
         (N, class_tokens + H W, C), row by row, to (N, C, H, W). The tokens may be the first item of
@@ -58,7 +69,9 @@ class TokensToMapConnector(BaseModule):
 
     def forward(self, feature: Tensor | Sequence) -> Tensor:
         """Return the map."""
-        return tokens_to_map(recorded_tokens(feature), self.class_tokens, self.map_size)
+        tokens = recorded_tokens(feature)
+        size = self.map_size or recorded_size(feature, tokens.shape[1] - self.class_tokens)
+        return tokens_to_map(tokens, self.class_tokens, size)
 
     def extra_repr(self) -> str:
         """Show the settings."""

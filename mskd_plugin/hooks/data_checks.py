@@ -218,6 +218,20 @@ def check_even_batches(runner: Runner, model: BaseModel) -> None:
         )
 
 
+def tell_batch_augments(runner: Runner, model: BaseModel) -> None:
+    """Warn that a distillation does not mix images as the student's own config says, in
+    ``train_cfg`` mostly: the distillation's data preprocessor is the one that mixes.
+    """
+    own = getattr(getattr(model, "architecture", None), "data_preprocessor", None)
+    mixing = getattr(own, "batch_augments", None)
+    if mixing is not None and getattr(model.data_preprocessor, "batch_augments", None) is None:
+        kinds = ", ".join(type(augment).__name__ for augment in mixing.augments)
+        runner.logger.warning(
+            f"The student's own batch augments ({kinds}) are not applied; those of the "
+            "distillation are `data_preprocessor.batch_augments`, which is None."
+        )
+
+
 def _teacher_checkpoint(runner: Runner, model: BaseModel) -> tuple[str, Any]:
     """Return the name and the content of the teacher's checkpoint, nothing where it is unknown."""
     if not isinstance(getattr(model, "teacher", None), nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import walk_tb
 
 import torch
 from mmengine.config import ConfigDict
@@ -29,10 +30,11 @@ from mskd_plugin.hooks.data_checks import (
     check_normalized,
     check_single_images,
     classes_of,
+    tell_batch_augments,
 )
 from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
-from mskd_plugin.hooks.trial import check_metrics, first_images, read_items
+from mskd_plugin.hooks.trial import check_metrics, check_recorded, first_images, read_items
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.schedule import schedule_with_own_rate, schedulers_of
 
@@ -82,11 +84,12 @@ class PreflightHook(Hook):
     - all processes begin at the same step, with gradients for all that they train, and no recorder
       is inside a module whose forward runs without gradients;
     - processes have as many batches each, and of one size where a loss gathers their images;
-    - the learning rate is meant for the batch size, and no batch has one image, else there is a
-      warning, or an error where the student cannot train on that.
+    - images are mixed as the student's own config says, the learning rate is meant for the batch
+      size, and no batch has one image, else there is a warning, or an error where the student
+      cannot train on that.
 
-    The images run without gradients, in eval mode but for that last check; parameters, statistics
-    and random states stay as they were.
+    The images run without gradients but where blocks have ``with_cp``, in eval mode but for that
+    last check; parameters, statistics and random states stay as they were.
     """
 
     priority = "HIGHEST"
@@ -108,6 +111,7 @@ class PreflightHook(Hook):
         check_warmup_hook(runner, model)
         check_normalized(runner, model)
         check_even_batches(runner, model)
+        tell_batch_augments(runner, model)
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
             check_teacher(model, teacher)
@@ -121,6 +125,7 @@ class PreflightHook(Hook):
         if isinstance(getattr(model, "distiller", None), ConfigurableDistiller):
             with _unchanged(model), runner.optim_wrapper.optim_context(model):
                 check_losses(model, runner.train_dataloader)
+                check_recorded(model, runner.train_dataloader)
             tell_accumulation(runner)
         runner.logger.info("Preflight passed: data, teacher, recorders, connectors and losses.")
 
@@ -317,11 +322,13 @@ def check_losses(model: BaseModel, loader: DataLoader) -> None:
     try:
         losses = model(**data, mode="loss")
     except (AssertionError, IndexError, KeyError, TypeError, RuntimeError) as error:
-        raise SettingError(
-            "model.distiller",
-            "recorders, connectors and losses that fit together",
-            f"{type(error).__name__} on two training images: {error}",
-        ) from error
+        got = f"{type(error).__name__} on two training images: {str(error) or 'no message'}"
+        for frame, _ in walk_tb(error.__traceback__):
+            if frame.f_locals.get("self") is model.architecture:
+                expected = "a student whose own loss takes these images and labels"
+                raise SettingError("model.architecture", expected, got) from error
+        expected = "recorders, connectors and losses that fit together"
+        raise SettingError("model.distiller", expected, got) from error
     finally:
         for handle in handles:
             handle.remove()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
+import torch
 from mmengine.evaluator import BaseMetric, DumpResults
 from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, ValLoop
 from mmpretrain.evaluation import Accuracy
+from torch import nn
+from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, IterableDataset
 
 from mskd_plugin.errors import SettingError
@@ -87,6 +91,44 @@ def first_images(
             "a function that joins what the data set gives (for InMemoryImages 'collate_batch')",
             f"{type(error).__name__} on two images: {error}",
         ) from error
+
+
+def check_recorded(model: BaseModel, loader: DataLoader) -> None:
+    """Check that no student's recorder is where a block with mmpretrain's ``with_cp`` runs without
+    gradients: the distillation would train nothing before it.
+
+    Raises:
+        SettingError: If one is.
+    """
+    student = model.architecture
+    if not any(getattr(module, "with_cp", False) for module in student.modules()):
+        return
+    modules, handles = dict(student.named_modules()), []
+    calls: dict[str, list[Any]] = {}
+    for recorder in model.distiller.student_recorders.recorders.values():
+        if recorder.source in modules:
+            hook = partial(_note, calls.setdefault(recorder.source, []))
+            handles.append(modules[recorder.source].register_forward_hook(hook))
+    data = model.data_preprocessor(first_images(loader), True)
+    with torch.enable_grad():
+        student(**data, mode="loss")
+    for handle in handles:
+        handle.remove()
+    for source, noted in calls.items():
+        # One that is changed in place may be what the whole block returns, which has a gradient.
+        if noted and not any(has is True or any(t.requires_grad for t in has) for has in noted):
+            raise SettingError(
+                "with_cp",
+                "False in the student's blocks with a recorder inside, whose records would have "
+                "no gradient",
+                f"True around the recorder of {source!r}",
+            )
+
+
+def _note(calls: list[Any], module: nn.Module, inputs: Any, output: Any) -> None:
+    """Note that a call ran with gradients, else its tensors."""
+    tensors = [item for item in tree_flatten(output)[0] if isinstance(item, torch.Tensor)]
+    calls.append(torch.is_grad_enabled() or tensors)
 
 
 def check_metrics(runner: Runner, model: BaseModel) -> None:
