@@ -188,6 +188,7 @@ class CompiledMethods:
         options: Arguments of ``torch.compile``.
         setting: The setting that asks for it.
         after: Calls of each method, while enabled, that run as they are before it is compiled.
+        compiler: What does as ``torch.compile`` does. Default: itself.
 
     Attributes:
         names: The names.
@@ -203,9 +204,11 @@ class CompiledMethods:
         options: Mapping[str, Any],
         setting: str = "compile",
         after: int = 0,
+        compiler: Callable[..., Callable] | None = None,
     ) -> None:
         self.enabled = False
         self._setting, self._after = setting, after
+        self._compiler = compiler or torch.compile
         self.names = list(methods)
         _trace_as_eager_runs()
         self._replaced = list(methods.values())
@@ -214,7 +217,7 @@ class CompiledMethods:
 
     def _switched(self, eager: Callable, options: Mapping[str, Any]) -> Callable:
         try:
-            compiled = torch.compile(eager, **options)
+            compiled = self._compiler(eager, **options)
         except (ImportError, RuntimeError) as error:  # not with this Python, or on this system
             raise SettingError(
                 self._setting, "False, since torch cannot compile here", error
@@ -292,10 +295,36 @@ def compile_losses(model: nn.Module, options: Mapping[str, Any]) -> CompiledMeth
     """
     _check_torch("compile_losses")
     distiller = getattr(model, "distiller", None)
-    methods = {}
-    if isinstance(distiller, ConfigurableDistiller):
-        methods["connectors and losses"] = (distiller, "compute_distill_losses")
-    return CompiledMethods(methods, options, "compile_losses", after=1)
+    if not isinstance(distiller, ConfigurableDistiller):
+        return CompiledMethods({}, options, "compile_losses")
+    return CompiledMethods(
+        {"connectors and losses": (distiller, "compute_distill_losses")},
+        options,
+        "compile_losses",
+        after=1,
+        compiler=_compiler_of_losses(distiller),
+    )
+
+
+def _compiler_of_losses(distiller: ConfigurableDistiller) -> Callable[..., Callable]:
+    """Return a ``torch.compile`` for losses whose graph gets the distiller's records as arguments.
+
+    What torch finds in a module it takes to stay at its place in memory, as parameters do: a CUDA
+    graph reads it there, and is recorded anew for each other place. Arguments are copied to it.
+    """
+    managers = (distiller.student_recorders, distiller.teacher_recorders)
+    recorders = [recorder for manager in managers for recorder in manager.recorders.values()]
+
+    def compile(losses: Callable, **options: Any) -> Callable:
+        def losses_of(records: list[list]) -> Any:
+            for recorder, record in zip(recorders, records):
+                recorder._data_buffer = record
+            return losses()
+
+        compiled = torch.compile(losses_of, **options)
+        return lambda: compiled([recorder.data_buffer for recorder in recorders])
+
+    return compile
 
 
 def _trace_as_eager_runs() -> None:

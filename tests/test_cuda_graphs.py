@@ -11,6 +11,7 @@ import torch
 import toy
 from mmengine.optim import OptimWrapper
 from torch._dynamo.backends.common import aot_autograd
+from torch._functorch.aot_autograd import make_boxed_func
 from torch.multiprocessing.reductions import StorageWeakRef
 
 from mskd_plugin import speed
@@ -115,6 +116,29 @@ def test_no_step_reads_what_the_last_one_computed(method, memory):
 def test_unannounced_steps_overwrite_the_teachers_maps(memory):
     weights, _ = train("mskd", dict(backend=memory.backend), marked=False)
     assert any(weight.isnan().any() for weight in weights)
+
+
+@pytest.mark.parametrize("method, lasting", [("mskd", 2), ("kd", 0), ("sdd_kd", 4)])
+def test_only_weights_are_looked_for_at_one_place(method, lasting, memory):
+    # A graph is recorded anew where such an input has another place; all others are copied.
+    runs, model = [], toy.digits_pair(method)
+
+    def compile(graph, _):
+        indices = torch._guards.TracingContext.get().fw_metadata.static_input_indices
+
+        def run(*inputs):
+            runs.append({inputs[i].data_ptr() for i in indices})
+            return graph(*inputs)
+
+        return make_boxed_func(run)
+
+    backend = aot_autograd(fw_compiler=compile, bw_compiler=lambda graph, _: make_boxed_func(graph))
+    speed.compile_losses(model, dict(backend=backend)).enabled = True
+    for seed in range(3):
+        toy.step(model, toy.batch(seed=seed))
+    weights = {parameter.data_ptr() for parameter in model.parameters()}
+    assert [len(places & weights) for places in runs] == [lasting] * 2  # the first runs without
+    assert all(places <= weights for places in runs)
 
 
 # --- what does not go with them ------------------------------------------------------------------

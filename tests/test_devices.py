@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import needs
 import pytest
 import torch
@@ -91,6 +93,12 @@ def test_so_do_networks_of_tokens(pair, method, gpu):
         images = torch.empty(2, 3, 224, 224, device="cuda")
         losses = to_gpu(model)(images, [sample.to("cuda")] * 2, mode="loss")
     assert {value.device.type for value in losses.values()} == {"cuda"}
+
+
+@pytest.mark.skipif("MSKD_TEST_GPUS" in os.environ, reason="GPUs are asked for")
+def test_no_test_runs_on_a_gpu_unasked():
+    # A CPU's machine shows no more of it; a scheduler may have named GPUs of its own.
+    assert os.environ["CUDA_VISIBLE_DEVICES"] == "" and not torch.cuda.is_available()
 
 
 def test_a_tensor_left_behind_is_found(gpu):
