@@ -14,7 +14,7 @@ from mmengine.hooks import CheckpointHook, EarlyStoppingHook
 from mmengine.model import BaseModel
 from mmengine.runner import Runner, ValLoop
 from mmpretrain.evaluation import Accuracy
-from torch import nn
+from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -104,19 +104,22 @@ def check_recorded(model: BaseModel, loader: DataLoader) -> None:
     if not any(getattr(module, "with_cp", False) for module in student.modules()):
         return
     modules, handles = dict(student.named_modules()), []
-    calls: dict[str, list[Any]] = {}
+    calls: dict[str, list[tuple[bool, list[Tensor]]]] = {}
     for recorder in model.distiller.student_recorders.recorders.values():
         if recorder.source in modules:
             hook = partial(_note, calls.setdefault(recorder.source, []))
             handles.append(modules[recorder.source].register_forward_hook(hook))
     data = model.data_preprocessor(first_images(loader), True)
-    with torch.enable_grad():
-        student(**data, mode="loss")
-    for handle in handles:
-        handle.remove()
+    try:
+        with torch.enable_grad():
+            student(**data, mode="loss")
+    finally:
+        for handle in handles:
+            handle.remove()
     for source, noted in calls.items():
         # One that is changed in place may be what the whole block returns, which has a gradient.
-        if noted and not any(has is True or any(t.requires_grad for t in has) for has in noted):
+        trains = [on or any(t.requires_grad for t in tensors) for on, tensors in noted]
+        if trains and not any(trains):
             raise SettingError(
                 "with_cp",
                 "False in the student's blocks with a recorder inside, whose records would have "
@@ -125,10 +128,12 @@ def check_recorded(model: BaseModel, loader: DataLoader) -> None:
             )
 
 
-def _note(calls: list[Any], module: nn.Module, inputs: Any, output: Any) -> None:
-    """Note that a call ran with gradients, else its tensors."""
-    tensors = [item for item in tree_flatten(output)[0] if isinstance(item, torch.Tensor)]
-    calls.append(torch.is_grad_enabled() or tensors)
+def _note(
+    calls: list[tuple[bool, list[Tensor]]], module: nn.Module, inputs: Any, output: Any
+) -> None:
+    """Note whether a call ran with gradients, and its tensors."""
+    tensors = [item for item in tree_flatten(output)[0] if isinstance(item, Tensor)]
+    calls.append((torch.is_grad_enabled(), tensors))
 
 
 def check_metrics(runner: Runner, model: BaseModel) -> None:
