@@ -113,6 +113,27 @@ def test_phase_2_of_ab_and_fsp_is_the_student_alone():
         torch.testing.assert_close(model(**toy.batch(), mode="loss")["student.loss"], alone)
 
 
+@pytest.mark.parametrize(
+    "name, beside, runs",
+    [
+        ("ab", None, [{"teacher", "student"}, {"student"}]),
+        ("fsp", None, [{"teacher", "student"}, {"student"}]),
+        ("ft", None, [{"teacher"}, {"teacher", "student"}]),
+        ("ab", kd, [{"teacher", "student"}, {"teacher", "student"}]),
+    ],
+)
+def test_a_network_that_no_loss_reads_is_not_run(name, beside, runs):
+    model, ran = build(name, *([beside(base())] if beside else [])), set()
+    for network in ("teacher", "student"):
+        getattr(model, network).register_forward_hook(lambda *_, network=network: ran.add(network))
+    model.train()
+    for phase in (1, 2):
+        ran.clear()
+        model.enter_phase(phase)
+        model(**toy.batch(), mode="loss")
+        assert ran == runs[phase - 1]
+
+
 def test_terms_for_the_log_end_with_their_phase():
     model = build("ft", mskd(base()))
     model.train()

@@ -42,7 +42,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
     - a connector that serves several losses is computed once a step;
     - records are released after the losses, not at the next forward;
     - a recorder's source that names no module or parameter is reported with the nearest names;
-    - after ``StopDistillHook`` has stopped the distillation the teacher is not run at all;
+    - a network that nothing reads is not run: the teacher after ``StopDistillHook`` has stopped the
+      distillation, or beside losses of the student's records alone;
     - the teacher can run in inference mode.
 
     With ``teacher_trainable=True`` the teacher trains as in ``SingleTeacherDistill`` and is always
@@ -164,7 +165,8 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         self, batch_inputs: Tensor, data_samples: list[BaseDataElement] | None
     ) -> dict[str, Tensor]:
         distiller = self.distiller
-        if not self.distillation_stopped or self._delivers():
+        teacher_is_read, student_is_read = self._is_read(False), self._is_read(True)
+        if teacher_is_read or self._delivers():
             without_grad = torch.inference_mode if self.teacher_inference_mode else torch.no_grad
             distiller.set_deliveries_override(False)
             with distiller.teacher_recorders, distiller.deliveries, without_grad():
@@ -172,19 +174,29 @@ class FrozenTeacherDistill(SingleTeacherDistill):
             if self.teacher_inference_mode:
                 copy_inference_records(distiller.teacher_recorders)
 
-        distiller.set_deliveries_override(True)
-        needs_grad = self.calculate_student_loss or self.student_trainable
-        with (
-            distiller.student_recorders,
-            distiller.deliveries,
-            torch.set_grad_enabled(torch.is_grad_enabled() and needs_grad),
-        ):
-            student_losses = self.student(batch_inputs, data_samples, mode="loss")
-
-        losses = add_prefix(student_losses, "student") if self.calculate_student_loss else {}
+        losses = {}
+        if student_is_read or self.calculate_student_loss:
+            distiller.set_deliveries_override(True)
+            needs_grad = self.calculate_student_loss or self.student_trainable
+            with (
+                distiller.student_recorders,
+                distiller.deliveries,
+                torch.set_grad_enabled(torch.is_grad_enabled() and needs_grad),
+            ):
+                student_losses = self.student(batch_inputs, data_samples, mode="loss")
+            if self.calculate_student_loss:
+                losses = add_prefix(student_losses, "student")
         if not self.distillation_stopped:
             losses.update(add_prefix(distiller.compute_distill_losses(), "distill"))
         return losses
+
+    def _is_read(self, from_student: bool) -> bool:
+        """Whether a distillation loss reads a record of the student, or of the teacher."""
+        return not self.distillation_stopped and any(
+            record["from_student"] is from_student
+            for mapping in self.distiller.loss_forward_mappings.values()
+            for record in mapping.values()
+        )
 
     def _delivers(self) -> bool:
         """Whether the teacher's forward leaves something for the student's."""
