@@ -260,10 +260,12 @@ def test_timms_own_weights_fit_and_give_its_own_logits(timm, name, tmp_path):
     torch.testing.assert_close(model.double().eval()(images), own.double()(images))
 
 
-def test_a_classifier_under_head_fc(timm, tmp_path):
+@pytest.mark.parametrize("classifier_name", ["head.fc.", "last_linear.", "classif."])
+def test_a_classifier_of_another_name(timm, tmp_path, classifier_name):
     init_default_scope("mmpretrain")
     weights = {
-        key.replace("fc.", "head.fc."): value.clone() for key, value in Net().state_dict().items()
+        key.replace("fc.", classifier_name): value.clone()
+        for key, value in Net().state_dict().items()
     }
     model = MODELS.build(classifier("timm:resnet50d", 1000))
     for extra, refused in (({}, False), ({"head.norm.weight": torch.ones(16)}, True)):
