@@ -189,6 +189,10 @@ def test_methods_of_classes_refuse_mixed_images(method, settings):
         METHODS[method](pair, **settings)
     for name in ("kd", "mskd", "ofa", "at", "fitnet", "vid"):
         METHODS[name](pair)
+    pair["data_preprocessor"] |= {"batch_augments": None, "to_onehot": True}
+    with pytest.raises(SettingError, match=f"to_onehot.*False with {method}.*got True for swin_t"):
+        METHODS[method](pair, **settings)
+    METHODS["kd"](pair)
 
 
 def test_label_smoothing_is_the_students():

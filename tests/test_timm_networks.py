@@ -8,6 +8,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from map_oracles import fsp as fsp_loops
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from mmpretrain.models import TIMMBackbone
@@ -19,7 +20,7 @@ from mskd_plugin.checkpoints.weights import load_weights
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier, network
 from mskd_plugin.networks.timm import timm_network
-from mskd_plugin.recipes import distill, mskd
+from mskd_plugin.recipes import distill, fsp, mskd
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs" / "heterogeneous").glob("*timm-*.py"))
@@ -69,6 +70,14 @@ class NormedNet(Net):
 
     def pooled(self, x: torch.Tensor) -> torch.Tensor:
         return nn.functional.layer_norm(x.mean((2, 3)), (WIDTHS[-1],))
+
+
+class StemlessNet(Net):
+    """Lists its stages alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.feature_info[0]
 
 
 class TwoHeadedNet(Net):
@@ -150,6 +159,7 @@ NETS = {
     "vit": lambda: TokenNet(1, average=False),
     "registers": lambda: TokenNet(3, average=False),
     "vit_gap": lambda: TokenNet(1, average=True),
+    "stemless": StemlessNet,
     "normed": NormedNet,
     "two_heads": TwoHeadedNet,
     "grid": GridNet,
@@ -181,6 +191,7 @@ def timm(monkeypatch):
 def test_the_stages_are_what_timm_lists(timm):
     net = network("timm:resnet50d")
     assert net.stages == tuple((f"backbone.timm_model.layer{i}", WIDTHS[i]) for i in range(1, 5))
+    assert net.stem == ("backbone.timm_model.layer0", 4)
     assert net.final == ("backbone.timm_model", 16) and net.width == 16
     init_default_scope("mmpretrain")
     model = MODELS.build(classifier("timm:resnet50d", 10)).eval()
@@ -204,6 +215,31 @@ def test_token_networks_and_what_they_classify(timm, name, class_tokens, average
     assert net.neck == dict(type="TokenPooling", class_tokens=class_tokens, average=average)
 
 
+def pair_of(teacher, student):
+    return {
+        "pair": {"teacher": teacher, "student": student, "num_classes": 10},
+        "data_preprocessor": {"type": "ClsDataPreprocessor", "mean": [0.0] * 3, "std": [1.0] * 3},
+    }
+
+
+def test_fsp_begins_at_the_map_before_the_stages(timm):
+    init_default_scope("mmpretrain")
+    base = pair_of("timm:resnet50d", "timm:resnet50d")
+    model = MODELS.build({**distill(base, fsp(base)), "_scope_": "mmrazor"}).double().eval()
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    samples = [DataSample().set_gt_label(label) for label in (3, 5)]
+    losses = model(images, samples, mode="loss")
+    nets = [network_.backbone.timm_model for network_ in (model.student, model.teacher)]
+    bottoms = [net.layer0(images) for net in nets]
+    tops = [net.layer1(bottom) for net, bottom in zip(nets, bottoms)]
+    maps = (bottoms[0], tops[0], bottoms[1], tops[1])
+    expected = fsp_loops(*(feature.tolist() for feature in maps))
+    assert losses["distill.loss_fsp_stage1"].item() == pytest.approx(expected, rel=1e-9)
+    base = pair_of("timm:resnet50d", "timm:stemless")
+    with pytest.raises(SettingError, match=r"pair.student.*before the first.*'timm:stemless' in"):
+        fsp(base)
+
+
 def test_describing_a_network_draws_no_random_numbers(timm):
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -224,10 +260,12 @@ def test_timms_own_weights_fit_and_give_its_own_logits(timm, name, tmp_path):
     torch.testing.assert_close(model.double().eval()(images), own.double()(images))
 
 
-def test_a_classifier_under_head_fc(timm, tmp_path):
+@pytest.mark.parametrize("classifier_name", ["head.fc.", "last_linear.", "classif."])
+def test_a_classifier_of_another_name(timm, tmp_path, classifier_name):
     init_default_scope("mmpretrain")
     weights = {
-        key.replace("fc.", "head.fc."): value.clone() for key, value in Net().state_dict().items()
+        key.replace("fc.", classifier_name): value.clone()
+        for key, value in Net().state_dict().items()
     }
     model = MODELS.build(classifier("timm:resnet50d", 1000))
     for extra, refused in (({}, False), ({"head.norm.weight": torch.ones(16)}, True)):
@@ -258,10 +296,7 @@ def assert_the_student_learns(model, loss):
     [("timm:vit", "resnet18", dict(teacher_tokens=1)), ("resnet18", "timm:mlp", {})],
 )
 def test_mskd_on_token_networks_of_timm(timm, teacher, student, tokens):
-    base = {
-        "pair": {"teacher": teacher, "student": student, "num_classes": 10},
-        "data_preprocessor": {"type": "ClsDataPreprocessor", "mean": [0.0] * 3, "std": [1.0] * 3},
-    }
+    base = pair_of(teacher, student)
     init_default_scope("mmpretrain")
     cfg = {**distill(base, mskd(base)), "_scope_": "mmrazor"}
     assert_the_student_learns(*assert_loss_is_that_of_the_loops(cfg, two_images(), **tokens))

@@ -29,7 +29,9 @@ STUDENT_PREFIX = "architecture."
 WRAPPERS = ("state_dict", "model", "net")
 
 _CLASSIFIER = re.compile(r"^(fc|classifier|linear)\.(\d+\.)?(?=(weight|bias)$)")
-_TIMM_CLASSIFIER = re.compile(r"^(fc|classifier|head|head\.fc)\.(?=(weight|bias)$)")
+_TIMM_CLASSIFIER = re.compile(
+    r"^(fc|classifier|head|head\.fc|last_linear|classif)\.(?=(weight|bias)$)"
+)
 _SHORTCUT = re.compile(r"^(layer\d+\.\d+)\.shortcut\.")
 # The classifier of mmpretrain's own head for vision transformers, and what its older Swin
 # transformers called their last normalisation; the tables that those also saved are computed today.

@@ -30,7 +30,8 @@ class Network:
         preact_norms: The normalisation layer that each map of ``preact_stages`` comes from, the
             last in the residual branch where a shortcut is added to it. Empty where half of the
             channels have another origin, in ShuffleNetV2.
-        stem: The map before the first stage, after the ReLU but for wide residual networks.
+        stem: The map before the first stage, after the ReLU but for wide residual networks. None
+            where it is not known.
         final: The map whose average over positions is the pooled feature: the last of ``stages``,
             or of other channels where layers stand between the last stage and the pooling.
         num_classes: Classes of the data set that the network is made for: 100 for CIFAR-100, 1000
@@ -54,7 +55,7 @@ class Network:
     stages: tuple[Tap, ...]
     preact_stages: tuple[Tap, ...]
     preact_norms: tuple[str, ...]
-    stem: Tap
+    stem: Tap | None
     final: Tap
     num_classes: int
     head_init: dict[str, Any] | None = None

@@ -24,8 +24,9 @@ def timm_network(name: str) -> Network:
 
     Which pooling stands before the classifier is found out with one random image of 224 x 224: with
     it and the network's own classifier, the logits are the network's own. Stages of a convolutional
-    network are the last four maps that timm lists in ``feature_info``, those of a token network the
-    ones behind each quarter of its blocks. The last map, or the last tokens, are what the network
+    network are the last four maps that timm lists in ``feature_info``, its stem is the one before
+    them, where timm lists one; those of a token network are the ones behind each quarter of its
+    blocks. The last map, or the last tokens, are what the network
     gives without pooling and classifier.
 
     timm's networks want the mean and std of their ``pretrained_cfg``; a config states them in its
@@ -76,7 +77,7 @@ def timm_network(name: str) -> Network:
     kind = _kind(name, output)
     class_tokens = int(getattr(model, "num_prefix_tokens", 0)) if kind == "tokens" else 0
     neck = _neck(name, kind, output, class_tokens, classifier, logits)
-    stages = _stages(name, listed, output.dim())
+    stem, stages = _stages(name, listed, output.dim())
     width = classifier.in_features
     return Network(
         backbone={"type": "TIMMBackbone", "model_name": model_name},
@@ -84,7 +85,7 @@ def timm_network(name: str) -> Network:
         stages=stages,
         preact_stages=(),
         preact_norms=(),
-        stem=stages[0],
+        stem=stem,
         final=(_BODY, width),
         num_classes=1000,
         neck=neck,
@@ -149,8 +150,10 @@ def _outputs(model: nn.Module, images: Tensor) -> tuple[Any, dict[str, Any]]:
     return output, seen
 
 
-def _stages(name: str, listed: dict[str, Any], dimensions: int) -> tuple[Tap, ...]:
-    """Return the stages among the modules that timm lists: maps or tokens, as the output is."""
+def _stages(
+    name: str, listed: dict[str, Any], dimensions: int
+) -> tuple[Tap | None, tuple[Tap, ...]]:
+    """Return stem and stages among the modules that timm lists, of the output's kind."""
     axis = 1 if dimensions == 4 else 2
     widths = {
         module: output.shape[axis]
@@ -165,5 +168,5 @@ def _stages(name: str, listed: dict[str, Any], dimensions: int) -> tuple[Tap, ..
             f"{name!r} with {', '.join(listed) or 'none'}",
         )
     if dimensions == 3 and len(stages) >= 4:
-        return tuple(stages[len(stages) * k // 4 - 1] for k in range(1, 5))
-    return tuple(stages[-4:])
+        return None, tuple(stages[len(stages) * k // 4 - 1] for k in range(1, 5))
+    return (stages[-5] if len(stages) > 4 else None), tuple(stages[-4:])

@@ -24,7 +24,8 @@ def fsp(base: dict, *, loss_weight: float = 1.0, init_epochs: int = 30) -> dict[
         init_epochs: Epochs of phase 1. The CRD benchmark takes 30.
 
     Raises:
-        SettingError: If the networks' maps differ in number or channels, or are tokens.
+        SettingError: If the networks' maps differ in number or channels, or are tokens, or a
+            network's stem is not known.
     """
     pair = base["pair"]
     nets = {role: network(pair[role]) for role in ("teacher", "student")}
@@ -35,7 +36,7 @@ def fsp(base: dict, *, loss_weight: float = 1.0, init_epochs: int = 30) -> dict[
             "of networks whose stem and stages are maps (N, C, H, W), for FSP",
             " and ".join(f"{kind} of {pair[role]}" for role, kind in kinds.items()),
         )
-    student, teacher = _taps(nets["student"]), _taps(nets["teacher"])
+    student, teacher = (_taps(base, role, nets[role]) for role in ("student", "teacher"))
     channels = [[width for _, width in taps.values()] for taps in (student, teacher)]
     if channels[0] != channels[1]:
         raise SettingError(
@@ -66,7 +67,14 @@ def fsp(base: dict, *, loss_weight: float = 1.0, init_epochs: int = 30) -> dict[
     return parts
 
 
-def _taps(net: Network) -> dict[str, Tap]:
+def _taps(base: dict, role: str, net: Network) -> dict[str, Tap]:
+    pair = base["pair"]
+    if net.stem is None:
+        raise SettingError(
+            f"pair.{role}",
+            "a network whose map before the first stage is known, for FSP",
+            f"{pair[role]!r} in {pair['teacher']} to {pair['student']}",
+        )
     stages = {f"stage{index}": tap for index, tap in enumerate(net.stages, start=1)}
     return {"stem": net.stem, **stages}
 

@@ -32,7 +32,7 @@ def method(
         SettingError: If another module has a method of that name, or a network alone is called so.
             When the method is called, if it has no setting of a given name, a value is of another
             kind than the setting's annotation, or it reads the images' classes where mixing leaves
-            them none.
+            them none or labels are one-hot.
     """
     name = function.__name__
     if name in ALONE or METHODS.get(name, function).__module__ != function.__module__:
@@ -57,14 +57,21 @@ def method(
 
 
 def _check_labels(base: dict, name: str, parts: dict[str, Any]) -> None:
-    """Refuse a method that reads class indices where images of two classes are mixed."""
-    if not base.get("data_preprocessor", {}).get("batch_augments"):
+    """Refuse a method that reads class indices where labels are scores: where images of two classes
+    are mixed, or labels are one-hot.
+    """
+    preprocessor = base.get("data_preprocessor", {})
+    if preprocessor.get("batch_augments"):
+        setting, expected, got = "batch_augments", "None", "a mix of images"
+    elif preprocessor.get("to_onehot"):
+        setting, expected, got = "to_onehot", "False", "True"
+    else:
         return
     mappings = parts.get("loss_forward_mappings", {}).values()
     if any(source["recorder"] == "labels" for loss in mappings for source in loss.values()):
         pair = base["pair"]
         raise SettingError(
-            "data_preprocessor.batch_augments",
-            f"None with {name}, which reads one class per image",
-            f"a mix of images for {pair['teacher']} to {pair['student']}",
+            f"data_preprocessor.{setting}",
+            f"{expected} with {name}, which reads one class per image",
+            f"{got} for {pair['teacher']} to {pair['student']}",
         )
