@@ -225,14 +225,21 @@ def test_records_are_released_after_the_step_even_if_it_fails():
     assert recorder.data_buffer == [] == of_teacher.data_buffer
 
 
-def test_terms_are_logged_and_not_summed():
-    model = toy.build(distiller=toy.distiller(loss_weight=2.0, feature_weight=0.5))
+@pytest.mark.parametrize("name", ["loss_mskd_stage3", "mskd_stage3_loss"])
+def test_terms_are_logged_and_not_summed(name):
+    distiller = toy.distiller(loss_weight=2.0, feature_weight=0.5)
+    for part in ("distill_losses", "loss_forward_mappings"):
+        distiller[part] = {name: distiller[part]["loss_mskd_stage3"]}
+    model = toy.build(distiller=distiller)
+    one = {"own_loss": torch.ones(())}
+    model.distiller.distill_losses[name].register_forward_hook(lambda m, *_: m.terms.update(one))
     loss, logged = model.parse_losses(model(**toy.batch(), mode="loss"))
     torch.testing.assert_close(
-        loss.detach(), logged["student.loss"].detach() + logged["distill.loss_mskd_stage3"].detach()
+        loss.detach(), logged["student.loss"].detach() + logged[f"distill.{name}"].detach()
     )
+    assert logged["distill.mskd_stage3.own"] == 1
     torch.testing.assert_close(
-        logged["distill.loss_mskd_stage3"].detach(),
+        logged[f"distill.{name}"].detach(),
         2.0
         * (
             logged["distill.mskd_stage3.sample_wise"]

@@ -79,6 +79,14 @@ def test_the_factor_is_min_of_epoch_by_warmup_and_1(tmp_path):
     assert not runner.model.distiller.distill_losses[LOSS]._forward_hooks
 
 
+def test_no_factor_has_a_name_that_mmengine_averages_over_steps():
+    hook, logged = LossWarmupHook({"kd_loss": 4}), {}
+    hook.factors = {"kd_loss": 0.25}
+    hub = SimpleNamespace(update_scalar=logged.setdefault)
+    hook.before_train_iter(SimpleNamespace(message_hub=hub), 0)
+    assert logged == {"train/warmup/kd": 0.25}
+
+
 def test_a_resumed_run_goes_on_with_the_next_epochs_factor(tmp_path):
     train(config(tmp_path, epochs=1))
     cfg = config(tmp_path, epochs=2)

@@ -15,7 +15,7 @@ from mmrazor.models.utils import add_prefix
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.algorithms.loss_warmup import check_losses_exist, check_warmup
+from mskd_plugin.algorithms.loss_warmup import check_losses_exist, check_warmup, logged_name
 from mskd_plugin.algorithms.records import (
     connectors_computed_once,
     copy_inference_records,
@@ -70,7 +70,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
     Shapes:
         Images (N, C, H, W) in; a dict of scalars out. ``student.*`` are the student's own losses,
         ``distill.*`` the distillation losses, weighted. Terms that a loss exposes in ``terms`` are
-        added for the log alone, as ``distill.<loss without loss_>.<term>``.
+        added for the log alone, as ``distill.<loss>.<term>`` without "loss" in either name.
 
     Attributes:
         teacher_source: Where the teacher's weights come from, or None for a teacher with random
@@ -207,7 +207,7 @@ class FrozenTeacherDistill(SingleTeacherDistill):
         if self.distillation_stopped:
             return {}
         return {
-            f"distill.{name.removeprefix('loss_')}.{term}": value
+            f"distill.{logged_name(name)}.{logged_name(term)}": value
             for name, loss in self.distiller.distill_losses.items()
             for term, value in getattr(loss, "terms", {}).items()
         }

@@ -1,4 +1,6 @@
-"""The warm-up of distillation losses, as algorithm and hook state it."""
+"""The warm-up of distillation losses, and their names in the log, as algorithm and hook state
+them.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,14 @@ def check_warmup(setting: str, warmup: Mapping[str, float] | None) -> dict[str, 
         if not is_number(epochs) or epochs <= 0:
             raise SettingError(f"{setting}.{name}", "a number of epochs above 0", repr(epochs))
     return dict(warmup)
+
+
+def logged_name(loss: str) -> str:
+    """Return a distillation loss's name without "loss", for what is logged beside it.
+
+    MMEngine adds what has "loss" in its name to the sum that trains, and averages it in the log.
+    """
+    return loss.replace("loss", "").strip("_")
 
 
 def check_losses_exist(setting: str, warmup: Iterable[str], losses: Iterable[str]) -> None:

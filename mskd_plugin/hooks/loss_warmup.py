@@ -14,7 +14,7 @@ from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from mskd_plugin.algorithms.loss_warmup import check_losses_exist, check_warmup
+from mskd_plugin.algorithms.loss_warmup import check_losses_exist, check_warmup, logged_name
 from mskd_plugin.algorithms.two_phase_distill import TwoPhaseDistill
 from mskd_plugin.errors import SettingError
 
@@ -30,7 +30,7 @@ class LossWarmupHook(Hook):
     is how a method asks for it), or by both. The factor is applied to what the loss returns, so
     that it works with any loss of any ``ConfigurableDistiller``, MMRazor's own included, and it
     depends on the epoch alone, so that a resumed run goes on where it stopped. It is logged as
-    ``train/warmup/<loss without loss_>``.
+    ``train/warmup/<loss>``, without "loss" in its name.
 
     Args:
         losses: From the name of a distillation loss to its warm-up E in epochs. A warm-up of 1 or
@@ -90,8 +90,7 @@ class LossWarmupHook(Hook):
     ) -> None:
         """Log the factors, as mmengine logs the learning rate."""
         for name, factor in self.factors.items():
-            # mmengine averages what has "loss" in its name over a window.
-            runner.message_hub.update_scalar(f"train/warmup/{name.removeprefix('loss_')}", factor)
+            runner.message_hub.update_scalar(f"train/warmup/{logged_name(name)}", factor)
 
     def after_train(self, runner: Runner) -> None:
         """Leave the losses as they were."""
