@@ -26,8 +26,8 @@ def timm_network(name: str) -> Network:
     it and the network's own classifier, the logits are the network's own. Stages of a convolutional
     network are the last four maps that timm lists in ``feature_info``, its stem is the one before
     them, where timm lists one; those of a token network are the ones behind each quarter of its
-    blocks. The last map, or the last tokens, are what the network
-    gives without pooling and classifier.
+    blocks. The last map, or the last tokens, are what the network gives without pooling and
+    classifier.
 
     timm's networks want the mean and std of their ``pretrained_cfg``; a config states them in its
     ``data_preprocessor``.
