@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+
 import pytest
 import torch
 import toy
@@ -175,6 +178,43 @@ def test_a_used_work_dir(tmp_path, monkeypatch):
     for path in (tmp_path, f"~/{tmp_path.name}"):
         cfg.load_from = f"{path}/epoch_9.pth"
         launch.check_work_dir(cfg)
+
+
+HELD = []
+
+
+def begin_to_train(cfg):
+    """Take the work folder, for as long as the process lives."""
+    HELD.append(launch.work_dir_held(cfg))
+    HELD[-1].__enter__()
+    return os.getpid()
+
+
+def test_one_process_at_a_time_trains_in_a_work_folder(tmp_path, monkeypatch):
+    cfg = load("--work-dir", str(tmp_path))
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        other = pool.apply(begin_to_train, (cfg,))
+        message = rf"`--work-dir` to be a folder that no other .* of process {other} on "
+        with pytest.raises(SettingError, match=message), launch.work_dir_held(cfg):
+            pass
+        cfg.launcher = "pytorch"
+        monkeypatch.setenv("RANK", "1")  # the first process of the training asks
+        with launch.work_dir_held(cfg):
+            pass
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(SettingError, match=message):
+            toy.tool("train").main([MSKD, "--work-dir", str(tmp_path)])
+    for _ in range(2):  # the pool has killed it
+        with launch.work_dir_held(cfg):
+            assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_training_leaves_no_work_folder(tmp_path):
+    cfg = load("--work-dir", str(tmp_path / "new" / "run"))
+    with pytest.raises(ZeroDivisionError), launch.work_dir_held(cfg):
+        1 / 0  # noqa: B018
+    assert not list(tmp_path.iterdir())
 
 
 # --- the runner ----------------------------------------------------------------------------------
