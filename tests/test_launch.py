@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 
 import pytest
 import torch
@@ -237,6 +238,15 @@ def test_a_refused_training_leaves_no_work_folder(tmp_path):
 def test_a_type_or_setting_that_does_not_exist_is_named(tmp_path, key, value, named):
     cfg = toy.runner_config(tmp_path, **{key: value})
     with pytest.raises(SettingError, match=rf"`the config` to be types that are .*\b{named}\b"):
+        launch.build_runner(cfg)
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    cfg = toy.runner_config(tmp_path)
+    backends = [dict(type="WandbVisBackend")]
+    cfg.visualizer = dict(type="UniversalVisualizer", vis_backends=backends)
+    with pytest.raises(SettingError, match="`the config` .* ImportError: .*pip install wandb"):
         launch.build_runner(cfg)
 
 
