@@ -24,10 +24,11 @@ REQUIREMENTS = [
     "numpy",
     "packaging",
     "setuptools<81",  # mmengine imports pkg_resources
+    "tensorboard",  # every training of configs/ logs to it
 ]
 EXTRAS = {
     "mmcv-lite": ["mmcv-lite==2.1.0"],
-    "demo": ["scikit-learn", "matplotlib", "tensorboard"],
+    "demo": ["scikit-learn", "matplotlib"],
     "dev": ["pytest", "pytest-xdist", "ruff", "mypy"],
 }
 

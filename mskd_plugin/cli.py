@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import sys
 from collections.abc import Callable
+from io import TextIOWrapper
 
 from torch import distributed as dist
 
@@ -14,7 +15,7 @@ from mskd_plugin.errors import SettingError
 
 
 def run_tool(main: Callable[[], object]) -> None:
-    """Run a tool's ``main``.
+    """Run a tool's ``main``; what the terminal cannot show, ± or a file's name, does not end it.
 
     Args:
         main: The tool, reading its arguments from ``sys.argv``.
@@ -23,6 +24,8 @@ def run_tool(main: Callable[[], object]) -> None:
         SystemExit: With status 2, after ``error: ...`` on stderr, if ``main`` raises a
             :class:`~mskd_plugin.errors.SettingError`.
     """
+    if isinstance(sys.stdout, TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # as Python does for stderr
     status = 0
     try:
         main()

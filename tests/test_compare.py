@@ -273,6 +273,16 @@ def test_a_training_that_fails_says_why_and_lets_the_others_finish(
     assert finished == {"student_seed0", "student_seed2", "student_seed3"}
 
 
+def test_a_training_may_write_in_another_encoding(compare, tmp_path, monkeypatch):
+    (tmp_path / "tools").mkdir()
+    script = r'import sys; sys.stdout.buffer.write(b"n\xe9\n")'
+    (tmp_path / "tools" / "train.py").write_text(script)
+    run = tmp_path / "student_seed0"
+    write_scalars(run, "run", step(1, 1.0), {"accuracy/top1": 50.0, "step": 1})
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    assert compare.train([], run, 0, "student, seed 0", {}, set()).top1 == 50.0
+
+
 def test_an_interruption_starts_no_other_training(compare, tmp_path, monkeypatch):
     started = []
 

@@ -144,6 +144,12 @@ def test_fast_as_a_second_base_is_the_same_and_options_come_later(tmp_path):
     assert cfg.to_dict() == expected.to_dict()
 
 
+def test_fast_without_the_configs_beside_the_package(tmp_path, monkeypatch):
+    monkeypatch.setattr(launch.config, "FAST", tmp_path / "fast.py")  # as pip install . leaves it
+    with pytest.raises(SettingError, match=r"`--fast` .* \(pip install -e \.\), but got "):
+        load(CONFIGS / "kd_r34_r18_imagenet.py")
+
+
 def test_fast_leaves_out_what_cannot_be(monkeypatch):
     settings = Config.fromfile(switches.FAST).fast
     cfg = load(CONFIGS / "kd_r34_r18_imagenet.py", fast=False)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import sys
+
 import pytest
 import torch
 import toy
@@ -177,6 +181,43 @@ def test_a_used_work_dir(tmp_path, monkeypatch):
         launch.check_work_dir(cfg)
 
 
+HELD = []
+
+
+def begin_to_train(cfg):
+    """Take the work folder, for as long as the process lives."""
+    HELD.append(launch.work_dir_held(cfg))
+    HELD[-1].__enter__()
+    return os.getpid()
+
+
+def test_one_process_at_a_time_trains_in_a_work_folder(tmp_path, monkeypatch):
+    cfg = load("--work-dir", str(tmp_path))
+    with multiprocessing.get_context("fork").Pool(1) as pool:
+        other = pool.apply(begin_to_train, (cfg,))
+        message = rf"`--work-dir` to be a folder that no other .* of process {other} on "
+        with pytest.raises(SettingError, match=message), launch.work_dir_held(cfg):
+            pass
+        cfg.launcher = "pytorch"
+        monkeypatch.setenv("RANK", "1")  # the first process of the training asks
+        with launch.work_dir_held(cfg):
+            pass
+        monkeypatch.setenv("RANK", "0")
+        with pytest.raises(SettingError, match=message):
+            toy.tool("train").main([MSKD, "--work-dir", str(tmp_path)])
+    for _ in range(2):  # the pool has killed it
+        with launch.work_dir_held(cfg):
+            assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_refused_training_leaves_no_work_folder(tmp_path):
+    cfg = load("--work-dir", str(tmp_path / "new" / "run"))
+    with pytest.raises(ZeroDivisionError), launch.work_dir_held(cfg):
+        1 / 0  # noqa: B018
+    assert not list(tmp_path.iterdir())
+
+
 # --- the runner ----------------------------------------------------------------------------------
 
 
@@ -197,6 +238,15 @@ def test_a_used_work_dir(tmp_path, monkeypatch):
 def test_a_type_or_setting_that_does_not_exist_is_named(tmp_path, key, value, named):
     cfg = toy.runner_config(tmp_path, **{key: value})
     with pytest.raises(SettingError, match=rf"`the config` to be types that are .*\b{named}\b"):
+        launch.build_runner(cfg)
+
+
+def test_a_package_that_is_not_installed_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    cfg = toy.runner_config(tmp_path)
+    backends = [dict(type="WandbVisBackend")]
+    cfg.visualizer = dict(type="UniversalVisualizer", vis_backends=backends)
+    with pytest.raises(SettingError, match="`the config` .* ImportError: .*pip install wandb"):
         launch.build_runner(cfg)
 
 

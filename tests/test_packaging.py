@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import setuptools
+from mmengine.config import Config
 from packaging.requirements import Requirement
 from packaging.version import Version
 
@@ -40,6 +41,12 @@ def test_version_and_packages(setup):
 def test_pip_installs_no_mmcv_unasked(setup, requirements):
     assert not any(name.startswith("mmcv") for name in requirements)
     assert setup["extras_require"]["mmcv-lite"] == ["mmcv-lite==2.1.0"]
+
+
+def test_pip_brings_what_every_training_logs_to(requirements):
+    cfg = Config.fromfile(ROOT / "configs" / "_base_" / "default_runtime.py")
+    assert [b["type"] for b in cfg.visualizer.vis_backends][1:] == ["TensorboardVisBackend"]
+    assert "tensorboard" in requirements
 
 
 def test_pip_and_the_host_ask_for_the_same_versions(requirements):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import subprocess
 import sys
@@ -298,6 +299,13 @@ def test_run_tool_leaves_other_errors_and_results_alone(capsys):
     with pytest.raises(ZeroDivisionError):
         run_tool(lambda: 1 / 0)
     assert capsys.readouterr().err == ""
+
+
+def test_what_the_terminal_cannot_show_ends_no_tool(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", terminal)
+    run_tool(lambda: print("1 ± 2", flush=True))
+    assert terminal.buffer.getvalue().strip() == rb"1 \xb1 2"
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in TOOLS.glob("*.py")))

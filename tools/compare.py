@@ -92,6 +92,7 @@ def train(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        errors="replace",  # file names and libraries need not write in this process's encoding
         env={**os.environ, **environment},
     ) as process:
         assert process.stdout is not None
@@ -342,7 +343,7 @@ def main(argv: list[str] | None = None) -> None:
 
     text = table(results)
     with written_whole(work_dir / "results.md") as file:
-        file.write_text(text + "\n")
+        file.write_text(text + "\n", encoding="utf-8")
     top1 = {name: [run.top1 for run in runs] for name, runs in results.items()}
     write_json(top1, work_dir / "results.json")
     plot(results, Path(args.config).stem, work_dir / "results.png")

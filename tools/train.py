@@ -20,6 +20,7 @@ from mskd_plugin.launch import (
     load_config,
     set_resume,
     set_teacher,
+    work_dir_held,
 )
 from mskd_plugin.switches import scale_learning_rate, use_mixed_precision
 
@@ -80,7 +81,8 @@ def main(argv: list[str] | None = None) -> None:
     if args.dry_run:
         dry_run(cfg)
     else:
-        build_runner(cfg).train()
+        with work_dir_held(cfg):
+            build_runner(cfg).train()
 
 
 if __name__ == "__main__":

@@ -13,7 +13,12 @@ from mskd_plugin.launch.config import (
 )
 from mskd_plugin.launch.dry_run import dry_run
 from mskd_plugin.launch.options import Count, add_common_options, add_overrides, add_switches
-from mskd_plugin.launch.resume import check_work_dir, newest_checkpoint, set_resume
+from mskd_plugin.launch.resume import (
+    check_work_dir,
+    newest_checkpoint,
+    set_resume,
+    work_dir_held,
+)
 from mskd_plugin.launch.runner import build_datasets, build_runner, check_batches
 
 __all__ = [
@@ -37,4 +42,5 @@ __all__ = [
     "set_resume",
     "set_teacher",
     "use_method",
+    "work_dir_held",
 ]

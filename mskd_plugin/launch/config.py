@@ -120,6 +120,12 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
         if cfg.get(part) is None:
             raise SettingError(part, f"a part of {args.config}", None)
     if getattr(args, "fast", False) and "fast" not in cfg:
+        if not FAST.is_file():
+            raise SettingError(
+                "--fast",
+                "given with an mskd_plugin that has its configs beside it (pip install -e .)",
+                f"one without {FAST}",
+            )
         cfg.fast = Config.fromfile(FAST).fast
     if "fast" in cfg:
         use_fast(cfg, cfg.pop("fast"))

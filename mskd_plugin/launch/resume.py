@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import os
+import socket
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,9 +18,17 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from mskd_plugin.checkpoints.stated_config import stated_config
 from mskd_plugin.checkpoints.weights import differences, read_checkpoint, weights_of
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_output
+from mskd_plugin.launch.checks import RANKS
 from mskd_plugin.switches import type_name
 
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None  # type: ignore[assignment]
+
+#: The file of a work folder by which a process holds it.
+LOCK = ".lock"
 #: The parts of a distiller whose types tell a method from another.
 METHOD_PARTS = ("distill_losses.", "connectors.")
 
@@ -91,6 +101,48 @@ def check_work_dir(cfg: Config) -> None:
             "a folder without checkpoints, or --resume to continue from its own",
             f"{cfg.work_dir!r}, whose checkpoints would be overwritten",
         )
+
+
+@contextmanager
+def work_dir_held(cfg: Config) -> Iterator[None]:
+    """Keep other processes from training into the work folder.
+
+    By a lock of the operating system, which goes with the process, however that ends. Trainings
+    that nobody waits for go on, those of a killed ``compare.py`` for one. Of the processes of one
+    training the first holds it. Where there are no locks, on Windows and some disks, none is held.
+
+    Raises:
+        SettingError: If another process holds it, or the folder cannot be written.
+    """
+    if fcntl is None or os.environ.get(RANKS.get(cfg.get("launcher", "none"), ""), "0") != "0":
+        yield
+        return
+    folder = Path(cfg.work_dir).absolute()
+    check_output("--work-dir", Path(cfg.work_dir), folder=True)
+    made = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / LOCK).open("a+") as lock:
+        try:
+            fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            lock.seek(0)
+            raise SettingError(
+                "--work-dir",
+                "a folder that no other training writes into",
+                f"{cfg.work_dir!r}, with that of process {lock.read().strip()}",
+            ) from error
+        except OSError:
+            pass
+        lock.truncate(0)
+        lock.write(f"{os.getpid()} on {socket.gethostname()}\n")
+        lock.flush()
+        try:
+            yield
+        finally:
+            Path(lock.name).unlink(missing_ok=True)
+            for part in made:
+                with suppress(OSError):  # not empty, unless the training was refused
+                    part.rmdir()
 
 
 class Resumed(NamedTuple):

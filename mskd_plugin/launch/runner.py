@@ -55,7 +55,15 @@ def build_runner(cfg: Config) -> Runner:
             _with_data(runner, stage)
     except SettingError:
         raise
-    except (AssertionError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+    except (
+        AssertionError,
+        AttributeError,
+        ImportError,  # of a package that a visualizer needs, wandb for one
+        KeyError,
+        OSError,
+        TypeError,
+        ValueError,
+    ) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise SettingError(
             "the config",
