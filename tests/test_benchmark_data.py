@@ -8,6 +8,7 @@ import resource
 import pytest
 import torch
 import toy
+from mmengine.config import Config
 
 from mskd_plugin.errors import SettingError
 
@@ -59,6 +60,23 @@ def test_every_batch_is_a_whole_one():
     told = "`train_dataloader` .* one batch, here of 11, but got 10 images, and drop_last=True"
     with pytest.raises(SettingError, match=told):
         tool.main([*options, "10", "11"])
+
+
+def test_random_images_suit_a_preprocessor_of_the_models_own(tmp_path):
+    tool, cfg = toy.tool("benchmark_data"), Config.fromfile(CONFIG)
+    cfg.model.data_preprocessor = cfg.pop("data_preprocessor")
+    cfg.dump(tmp_path / "own.py")
+    options = [str(tmp_path / "own.py"), "--images", "200", "--batch-size", "200"]
+    (subject,) = tool.subjects_of(tool.parse_args(options))
+    labels = {int(sample.gt_label) for sample in next(subject.batches)["data_samples"]}
+    assert labels == {*range(100)}
+
+
+def test_random_images_are_refused_where_images_are_read_from_files():
+    tool = toy.tool("benchmark_data")
+    files = str(toy.ROOT / "configs" / "cifar10" / "student_resnet8_cifar10.py")
+    with pytest.raises(SettingError, match="`--images` to be left out .*from files, but got 8"):
+        tool.main([files, "--images", "8"])
 
 
 def of_children():

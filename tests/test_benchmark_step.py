@@ -194,6 +194,26 @@ def test_a_config_and_its_fast_form_have_logs_of_their_own(tmp_path, monkeypatch
     assert (plain, fast) == ("MessageHub", "DeferringMessageHub")
 
 
+@pytest.mark.parametrize(
+    "name, options, side",
+    [
+        ("heterogeneous/kd_resnet50_deit-t_cifar100", [], 224),
+        ("heterogeneous/kd_resnet50_deit-t_cifar100", ["--side", "64"], 64),
+        ("cifar10/student_resnet8_cifar10", [], 32),
+        ("cifar10/student_resnet8_cifar10", ["--in-memory"], 32),
+        ("student_r18_imagenet", [], 224),
+    ],
+)
+def test_synthetic_images_have_the_side_of_the_configs_own(
+    tmp_path, monkeypatch, name, options, side
+):
+    monkeypatch.setattr(benchmark_step.Subject, "_begin", lambda self, runner: None)
+    args = benchmark_step.parse_args(["x", "--batch-size", "1", *options])
+    args.work_dir = str(tmp_path)
+    subject = benchmark_step.Subject(str(ROOT / "configs" / f"{name}.py"), args)
+    assert next(subject.batches)["inputs"].shape == (1, 3, side, side)
+
+
 @pytest.mark.parametrize("phase", [1, 2])
 def test_a_method_in_two_phases_is_in_the_phase_asked_for(tmp_path, phase):
     args = benchmark_step.parse_args(["x", "--phase", str(phase), "--batch-size", "2"])

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config
+from mmengine.config import Config, ConfigDict
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -30,7 +30,7 @@ from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS, MODELS
 
 from mskd_plugin.cli import run_tool
-from mskd_plugin.errors import check_output
+from mskd_plugin.errors import SettingError, check_output
 from mskd_plugin.files import write_json
 from mskd_plugin.hooks.preflight import check_data_roots
 from mskd_plugin.launch import TRAINING, Count, add_overrides, check_batches, load_config
@@ -39,7 +39,7 @@ from mskd_plugin.measure import (
     markdown_table,
     synchronize,
 )
-from mskd_plugin.switches import use_in_memory
+from mskd_plugin.switches import type_name, use_in_memory
 
 
 @DATASETS.register_module()
@@ -86,8 +86,7 @@ class Subject:
         check_data_roots({"train_dataloader": loader})
         self.loader = Runner.build_dataloader(loader, seed=0)
         check_batches(self.loader)
-        preprocessor = cfg.model.get("data_preprocessor") or cfg.data_preprocessor
-        self.preprocessor = MODELS.build(preprocessor).to(get_device())
+        self.preprocessor = MODELS.build(preprocessor_of(cfg)).to(get_device())
         self.batches = self._batches()
         self.wall: list[float] = []
         self.cpu: list[float] = []
@@ -120,6 +119,11 @@ def cpu_seconds() -> float:
     return sum(part.ru_utime + part.ru_stime for part in used)
 
 
+def preprocessor_of(cfg: Config) -> ConfigDict:
+    """Return the data preprocessor's settings, the model's own before the config's."""
+    return cfg.model.get("data_preprocessor") or cfg.data_preprocessor
+
+
 def subjects_of(args: argparse.Namespace) -> list[Subject]:
     """Build the data of every config for every batch size."""
     configs = []
@@ -131,7 +135,13 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
             while "pipeline" not in inner and "dataset" in inner:
                 inner = inner.dataset
             drawn = {"count": args.images, "side": args.side, "pipeline": inner.pipeline}
-            classes = cfg.data_preprocessor.num_classes
+            if any(type_name(step) == "LoadImageFromFile" for step in inner.pipeline):
+                raise SettingError(
+                    "--images",
+                    f"left out with {path}, which reads its images from files",
+                    args.images,
+                )
+            classes = preprocessor_of(cfg).get("num_classes") or 1
             inner.clear()
             inner.update(type="RandomImages", classes=classes, **drawn)
         configs.append((Path(path).stem, cfg))

@@ -37,7 +37,7 @@ from mskd_plugin.errors import check_output
 from mskd_plugin.files import write_json
 from mskd_plugin.hooks import DeferredRuntimeInfoHook, FastNetworksHook
 from mskd_plugin.hooks.deferred_log import DeferringMessageHub
-from mskd_plugin.launch import TRAINING, Count, add_overrides, build_runner, load_config
+from mskd_plugin.launch import TRAINING, Count, add_overrides, build_runner, image_side, load_config
 from mskd_plugin.measure import (
     by_turns,
     device_name,
@@ -84,6 +84,7 @@ class Subject:
         self.batch_size = args.batch_size or cfg.train_dataloader.batch_size
         cfg.train_dataloader.batch_size = self.batch_size
         collate = cfg.train_dataloader.get("collate_fn", {}).get("type", "pseudo_collate")
+        side = args.side or image_side(cfg.train_dataloader)
         if args.real:
             cfg.train_dataloader.drop_last = True  # every batch counts as a whole one
         else:
@@ -99,7 +100,7 @@ class Subject:
             self.batches = self._real(runner)
         else:
             runner.optim_wrapper = runner.build_optim_wrapper(wrapper)
-            self.batches = self._synthetic(args.side, collate)
+            self.batches = self._synthetic(side, collate)
         self.wrapper: OptimWrapper = runner.optim_wrapper
         if isinstance(self.inner, TwoPhaseDistill):
             self.inner.enter_phase(args.phase)
@@ -130,7 +131,6 @@ class Subject:
         """Give one batch, as the config's loader joins it, again and again from the model's
         device.
         """
-        device = next(self.model.parameters()).device
         classes = self.student.head.num_classes
         side = side or (224 if classes == 1000 else 32)
         generator = torch.Generator().manual_seed(0)
@@ -145,7 +145,7 @@ class Subject:
         ]
         batch = FUNCTIONS.get(collate)(items)
         batch = self.inner.data_preprocessor.cast_data(batch)
-        batch["inputs"] = images.to(device)
+        batch["inputs"] = images.to(next(self.model.parameters()).device)
         while True:
             yield dict(batch)
 
@@ -327,7 +327,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--batch-size", action=Count, help="default: each config's own")
     parser.add_argument(
-        "--side", action=Count, help="side of synthetic images (default: 32 or 224)"
+        "--side", action=Count, help="of synthetic images (default: as the config crops its own)"
     )
     parser.add_argument("--real", action="store_true", help="the config's own training images")
     parser.add_argument(

@@ -31,7 +31,7 @@ from mskd_plugin.cli import run_tool
 from mskd_plugin.errors import SettingError, check_output
 from mskd_plugin.files import written_whole
 from mskd_plugin.hooks.data_checks import trained_classes
-from mskd_plugin.launch import Count, is_distillation, keep_student_only, read_config
+from mskd_plugin.launch import Count, image_side, is_distillation, keep_student_only, read_config
 
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)
 HOST_SCOPES = ("mmpretrain", "mmcls", "mmcv", "mmengine")
@@ -151,15 +151,6 @@ def inner_dataset(dataloader: Mapping[str, Any]) -> dict[str, Any]:
     return dataset
 
 
-def crop_size(pipeline: list[dict]) -> int | None:
-    """Return the side of the square crops of a training pipeline."""
-    for transform in reversed(pipeline):
-        side = transform.get("crop_size", transform.get("scale"))
-        if "Crop" in transform["type"] and side is not None:
-            return side if isinstance(side, int) else side[0]
-    return None
-
-
 def testing_part(
     cfg: Config,
     loader: dict[str, Any],
@@ -184,10 +175,7 @@ def testing_part(
         if preprocessor is not None:
             preprocessor["to_rgb"] = not preprocessor.get("to_rgb", False)
     if not any("Resize" in kind or "Crop" in kind for kind in kinds):
-        training = plain(cfg.get("train_dataloader") or {})
-        # InMemoryImages crops by itself.
-        crops = [{**training.get("dataset", {}), "type": "RandomCrop"}]
-        side = image_size or crop_size([*crops, *inner_dataset(training).get("pipeline", [])])
+        side = image_size or image_side(cfg.get("train_dataloader") or {})
         if side is None:
             sys.stderr.write(
                 "warning: images are not resized, since CONFIG does not tell their size; "

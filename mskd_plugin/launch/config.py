@@ -174,6 +174,21 @@ def is_distillation(model: ConfigDict) -> bool:
     return "architecture" in model
 
 
+def image_side(dataloader: Mapping[str, Any]) -> int | None:
+    """Return the side of the square crops of a training's images; None where there are none."""
+    dataset = dataloader.get("dataset") or {}
+    crops = [dataset]  # InMemoryImages crops by itself
+    while dataset:
+        pipeline = dataset.get("pipeline") or []
+        crops += [step for step in reversed(pipeline) if "Crop" in type_name(step)]
+        dataset = dataset.get("dataset")  # inside a wrapper
+    for crop in crops:
+        side = crop.get("crop_size", crop.get("scale"))
+        if side is not None:
+            return side if isinstance(side, int) else side[0]
+    return None
+
+
 def keep_student_only(cfg: Config) -> None:
     """Put the student in the algorithm's place, for tools that need no teacher.
 
