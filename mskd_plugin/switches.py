@@ -52,9 +52,11 @@ def scale_learning_rate(cfg: Config) -> None:
 
 
 def type_name(settings: Mapping[str, Any], default: str = "") -> str:
-    """Return the name of a config's type without its scope; a type may be given as a class."""
+    """Return the name of a config's type without its scope; a type may be given as a class or a
+    function.
+    """
     kind = settings.get("type", default)
-    return kind.__name__ if isinstance(kind, type) else str(kind).split(".")[-1]
+    return getattr(kind, "__name__", str(kind)).split(".")[-1]
 
 
 def use_mixed_precision(cfg: Config) -> None:
@@ -155,7 +157,8 @@ def _set_preprocessor(cfg: Config, kind: str) -> None:
     for preprocessor in (cfg.get("data_preprocessor"), cfg.model.get("data_preprocessor")):
         if preprocessor and type_name(preprocessor) == "ClsDataPreprocessor":
             old = preprocessor.type
-            scope = old.rpartition(".")[0] if isinstance(old, str) else "mmpretrain"
+            path = old if isinstance(old, str) else "mmpretrain.models"
+            scope = path.split(".")[0] if "." in path else ""
             preprocessor.type = f"{scope}.{kind}" if scope else kind
 
 
@@ -251,6 +254,8 @@ def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:
     """Take the crop and the flip out of a training pipeline, as settings of ``InMemoryImages``."""
     while "pipeline" not in dataset and "dataset" in dataset:
         dataset = dataset.dataset  # inside a wrapper
+    if "pipeline" not in dataset:  # several data sets, whose random ones InMemoryImages refuses
+        return {}
     pipeline, settings = list(dataset.get("pipeline", [])), {}
     packing = pipeline.pop() if pipeline else {}
     expected = {"RandomCrop", "RandomFlip"}

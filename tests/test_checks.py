@@ -271,6 +271,15 @@ def test_optimizers_of_the_configs_package(tmp_path):
         check_settings(cfg)
 
 
+def test_an_optimizer_that_needs_another_model_is_one_error(tmp_path):
+    cfg = toy.runner_config(tmp_path)
+    # It reads the depths of layers, which a distillation does not tell.
+    cfg.optim_wrapper.constructor = "LearningRateDecayOptimWrapperConstructor"
+    cfg.optim_wrapper.paramwise_cfg = dict(layer_decay_rate=0.7)
+    with pytest.raises(SettingError, match="NotImplementedError.*get_layer_depth"):
+        launch.build_runner(cfg)
+
+
 def test_initial_weights_in_the_home_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "start.pth").touch()

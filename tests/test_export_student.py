@@ -190,7 +190,8 @@ def test_digits_give_the_same_scores_as_in_the_training_code(
         np.testing.assert_array_equal(result["pred_scores"], expected)
 
 
-def test_a_network_trained_alone_on_files(tool: ModuleType, tmp_path: Path) -> None:
+@pytest.mark.parametrize("package", ["mmcv", "mmcv.transforms"])  # as pure Python configs dump it
+def test_a_network_trained_alone_on_files(tool: ModuleType, tmp_path: Path, package: str) -> None:
     config = classifier("resnet18", 10) | {
         "train_cfg": {"augments": {"type": "Mixup", "alpha": 0.2}},
         "init_cfg": {"type": "Pretrained", "checkpoint": "private/pretrained.pth"},
@@ -202,7 +203,7 @@ def test_a_network_trained_alone_on_files(tool: ModuleType, tmp_path: Path) -> N
         "num_classes": 10,
     }
     pipeline = [
-        {"type": "mmcv.LoadImageFromFile"},
+        {"type": f"{package}.LoadImageFromFile"},
         {"type": "ResizeEdge", "scale": 40},
         {"type": "CenterCrop", "crop_size": 32},
         {"type": "PackInputs"},
@@ -234,6 +235,13 @@ def test_a_network_trained_alone_on_files(tool: ModuleType, tmp_path: Path) -> N
         expected = model(model.data_preprocessor(packed)["inputs"]).softmax(-1)[0].numpy()
     (result,) = inferencer(bgr)
     np.testing.assert_array_equal(result["pred_scores"], expected)
+
+
+def test_types_are_named_as_mmpretrains_scope_knows_them(tool: ModuleType) -> None:
+    for kind in (Digits, "mskd_plugin.datasets.Digits", "mmpretrain.Digits", "Digits"):
+        assert tool.type_name(kind) == "Digits"
+    assert tool.type_name(default_collate) == "default_collate"
+    assert tool.type_name(nn.Linear) == "torch.nn.modules.linear.Linear"
 
 
 def test_mmpretrain_loads_it_in_a_fresh_process(tool: ModuleType, tmp_path: Path) -> None:

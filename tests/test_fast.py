@@ -16,6 +16,7 @@ from mmengine.config import Config, ConfigDict
 from mmengine.dataset import default_collate
 from mmengine.optim import OptimWrapper
 from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmpretrain.models import ClsDataPreprocessor
 from mmrazor.models.algorithms import SingleTeacherDistill
 
 from mskd_plugin import launch, switches
@@ -206,6 +207,19 @@ def test_a_frozen_teacher_is_found_by_name_and_by_class():
 
 
 @needs.torch_2_9
+@pytest.mark.parametrize(
+    "preprocessor", [ClsDataPreprocessor, "mmpretrain.models.ClsDataPreprocessor"]
+)
+def test_fast_with_types_as_pure_python_configs_have_and_dump_them(preprocessor):
+    cfg = load(CONFIGS / "mskd_r34_r18_imagenet.py", fast=False)
+    cfg.data_preprocessor.type = cfg.model.data_preprocessor.type = preprocessor
+    cfg.train_dataloader.collate_fn.type = default_collate
+    use_fast(cfg, Config.fromfile(switches.FAST).fast)
+    assert cfg.train_dataloader.collate_fn.type == "collate_batch"
+    for part in (cfg, cfg.model):
+        assert part.data_preprocessor.type == "mmpretrain.BatchDataPreprocessor"
+
+
 def test_fast_over_switches_of_ones_own(tmp_path):
     base, own = CONFIGS / "kd_r34_r18_imagenet.py", tmp_path / "own.py"
     expected = load(base).default_hooks.networks

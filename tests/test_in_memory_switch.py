@@ -14,7 +14,7 @@ from mmengine.hooks import Hook
 from mmengine.registry import DefaultScope, init_default_scope
 from mmpretrain.datasets import RandomCrop, RandomFlip
 from mmpretrain.models import ClsDataPreprocessor
-from mmpretrain.registry import MODELS
+from mmpretrain.registry import DATASETS, MODELS
 
 from mskd_plugin.datasets import Digits, InMemoryImages
 from mskd_plugin.errors import SettingError
@@ -174,6 +174,21 @@ def test_the_switch_refuses_other_crops_and_flips(pipeline, expected):
     cfg.train_dataloader.dataset.pipeline = [*pipeline, *PACK]
     with pytest.raises(SettingError, match=expected):
         use_in_memory(cfg)
+
+
+def test_several_data_sets_are_held_as_they_are():
+    digits = dict(type="Digits", indices=4, pipeline=PACK)
+    flipping = dict(digits, pipeline=[dict(type="RandomFlip", prob=0.5), *PACK])
+    for datasets, count in (([digits, digits], 8), ([digits, flipping], None)):
+        cfg = read(CIFAR)
+        cfg.train_dataloader.dataset = dict(type="ConcatDataset", datasets=datasets)
+        use_in_memory(cfg)
+        with DefaultScope.overwrite_default_scope("mmpretrain"):
+            if count:
+                assert len(DATASETS.build(cfg.train_dataloader.dataset)) == count
+                continue
+            with pytest.raises(SettingError, match="not random.*RandomFlip"):
+                DATASETS.build(cfg.train_dataloader.dataset)
 
 
 def test_loaders_of_images_in_memory_have_no_workers():

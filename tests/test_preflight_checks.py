@@ -10,6 +10,7 @@ import torch
 import toy
 from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from torch.utils import checkpoint
 from torch.utils.data import DataLoader
@@ -26,6 +27,8 @@ from mskd_plugin.hooks.preflight import (
     tell_accumulation,
 )
 from mskd_plugin.hooks.trial import check_recorded, first_images, read_items
+from mskd_plugin.launch import build_runner
+from mskd_plugin.switches import use_in_memory
 
 
 def test_a_teacher_that_trains_may_begin_at_random():
@@ -146,6 +149,56 @@ def test_a_loss_of_the_students_own_that_fails_is_not_the_distillers():
     distiller["loss_forward_mappings"]["loss_mskd_stage3"]["student_regions"]["record_idx"] = 7
     with pytest.raises(SettingError, match="`model.distiller`.*Error on two training images"):
         check_losses(toy.build(distiller=distiller), loader)
+
+
+def test_mmrazors_losses_of_another_input_are_named():
+    samples = [dict(inputs=torch.zeros(3, 32, 32), data_samples=DataSample().set_gt_label(0))] * 2
+    loader = DataLoader(samples, collate_fn=default_collate)
+    distiller = toy.distiller()
+    mappings, losses = distiller["loss_forward_mappings"], distiller["distill_losses"]
+    losses["loss_mskd_stage3"] = dict(type="L2Loss")  # given tuples of regions
+    regions = mappings["loss_mskd_stage3"].values()
+    mappings["loss_mskd_stage3"] = dict(zip(("s_feature", "t_feature"), regions))
+    with pytest.raises(SettingError, match="`model.distiller`.*AttributeError on two training"):
+        check_losses(toy.build(distiller=distiller), loader)
+    losses["loss_mskd_stage3"] = dict(type="MGDLoss")  # given vectors
+    distiller["student_recorders"]["stage3"]["source"] = "neck"
+    vectors = dict(recorder="stage3", from_student=True, data_idx=0)
+    mappings["loss_mskd_stage3"] = dict(preds_S=vectors, preds_T=vectors)
+    with pytest.raises(SettingError, match="`model.distiller`.*ValueError on two training"):
+        check_losses(toy.build(distiller=distiller), loader)
+
+
+def test_images_without_labels_are_named():
+    samples = [dict(inputs=torch.zeros(3, 32, 32), data_samples=DataSample())] * 2
+    loader = DataLoader(samples, collate_fn=default_collate)
+    with pytest.raises(SettingError, match="`model.architecture`.*these images and labels.*gt_lab"):
+        check_losses(toy.build(), loader)
+
+
+def test_recipes_that_could_not_be_switched_to(tmp_path):
+    def config(**recipe):
+        cfg = toy.runner_config(tmp_path)
+        schedule = [dict(action_epoch=2, **recipe)]
+        cfg.custom_hooks.append(dict(type="SwitchRecipeHook", schedule=schedule))
+        return cfg
+
+    loss, pipeline = dict(type="CrossEntropyLoss"), [dict(type="PackInputs")]
+    with DefaultScope.overwrite_default_scope("mmpretrain"):
+        toy.fails(config(loss=loss), "`SwitchRecipeHook.schedule`.*`loss`.*CrossEntropyLoss")
+        cfg = config(train_pipeline=pipeline)
+        use_in_memory(cfg)
+        toy.fails(cfg, "`SwitchRecipeHook.schedule`.*`train_pipeline`.*PackInputs")
+        for student, recipe in (
+            (None, dict(train_pipeline=pipeline)),
+            ("student", dict(loss=loss)),
+        ):
+            cfg = config(**recipe)
+            if student:
+                cfg.model = toy.classifier(student)
+            runner = build_runner(cfg)
+            runner.train()
+            assert runner.epoch == 2
 
 
 def test_data_roots_inside_wrappers_and_elsewhere(tmp_path):

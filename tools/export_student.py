@@ -16,7 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -85,13 +85,13 @@ def plain(node: Any) -> Any:
     return copy.deepcopy(node)
 
 
-def type_name(kind: str | type) -> str:
-    """Name a type without the scope of a host package; a type may be given as a class."""
-    if isinstance(kind, type):
-        in_registry = kind.__module__.split(".")[0] in (*HOST_SCOPES, "mskd_plugin")
-        return kind.__name__ if in_registry else f"{kind.__module__}.{kind.__qualname__}"
-    scope, _, name = kind.partition(".")
-    return name if scope in HOST_SCOPES and "." not in name else kind
+def type_name(kind: str | Callable[..., Any]) -> str:
+    """Name a type without the scope of a host package; a type may be given as a class or a
+    function, or as MMEngine dumps those, with its module.
+    """
+    name = kind if isinstance(kind, str) else f"{kind.__module__}.{kind.__qualname__}"
+    in_registry = name.split(".")[0] in (*HOST_SCOPES, "mskd_plugin")
+    return name.rpartition(".")[2] if in_registry else name
 
 
 def student_config(cfg: Config) -> tuple[dict[str, Any], dict[str, Any] | None]:

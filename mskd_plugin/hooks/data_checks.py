@@ -10,6 +10,7 @@ import torch
 from mmengine.dataset import InfiniteSampler
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
+from mmpretrain.engine import SwitchRecipeHook
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
@@ -21,6 +22,7 @@ from mskd_plugin.checkpoints.normalization import (
     told,
 )
 from mskd_plugin.checkpoints.weights import read_checkpoint
+from mskd_plugin.datasets import InMemoryImages
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.trial import first_images, read_items
@@ -230,6 +232,30 @@ def tell_batch_augments(runner: Runner, model: BaseModel) -> None:
             f"The student's own batch augments ({kinds}) are not applied; those of the "
             "distillation are `data_preprocessor.batch_augments`, which is None."
         )
+
+
+def check_recipes(runner: Runner, model: BaseModel) -> None:
+    """Check that what mmpretrain's ``SwitchRecipeHook`` changes in a later epoch is there, where it
+    would end the training.
+    """
+    head = getattr(model, "head", None)
+    dataset = runner.train_dataloader.dataset
+    for hook in runner.hooks:
+        for recipe in hook.schedule.values() if isinstance(hook, SwitchRecipeHook) else ():
+            if "loss" in recipe and not any(hasattr(p, "loss_module") for p in (model, head)):
+                raise SettingError(
+                    "SwitchRecipeHook.schedule",
+                    "one without a `loss`, since the hook does not find the student's inside a "
+                    "distillation",
+                    type(recipe["loss"]).__name__,
+                )
+            if "train_pipeline" in recipe and isinstance(dataset, InMemoryImages):
+                raise SettingError(
+                    "SwitchRecipeHook.schedule",
+                    "one without a `train_pipeline` for InMemoryImages, whose pipeline has run "
+                    "before training",
+                    [type(transform).__name__ for transform in recipe["train_pipeline"]],
+                )
 
 
 def _teacher_checkpoint(runner: Runner, model: BaseModel) -> tuple[str, Any]:

@@ -28,6 +28,7 @@ from mskd_plugin.hooks.data_checks import (
     check_classes,
     check_even_batches,
     check_normalized,
+    check_recipes,
     check_single_images,
     classes_of,
     tell_batch_augments,
@@ -78,7 +79,8 @@ class PreflightHook(Hook):
       images;
     - every distillation loss is finite on them;
     - a loss that categorizes regions sits at the stage that feeds the teacher's classifier;
-    - a warm-up that the algorithm asks for has the hook that applies it;
+    - a warm-up that the algorithm asks for has the hook that applies it, and what a
+      ``SwitchRecipeHook`` will change is there;
     - validation, tried on two of its images, measures what checkpoints and schedules depend on,
       and no schedule ends before training does;
     - all processes begin at the same step, with gradients for all that they train, and no recorder
@@ -109,6 +111,7 @@ class PreflightHook(Hook):
         check_classes(runner)
         check_images(runner.train_dataloader, model)
         check_warmup_hook(runner, model)
+        check_recipes(runner, model)
         check_normalized(runner, model)
         check_even_batches(runner, model)
         tell_batch_augments(runner, model)
@@ -321,7 +324,17 @@ def check_losses(model: BaseModel, loader: DataLoader) -> None:
     handles = _watch_categorization(model)
     try:
         losses = model(**data, mode="loss")
-    except (AssertionError, IndexError, KeyError, TypeError, RuntimeError) as error:
+    except SettingError:
+        raise
+    except (
+        AssertionError,
+        AttributeError,  # of images without labels, or of a loss that is given no tensor
+        IndexError,
+        KeyError,
+        RuntimeError,
+        TypeError,
+        ValueError,  # of a loss that unpacks another shape
+    ) as error:
         got = f"{type(error).__name__} on two training images: {str(error) or 'no message'}"
         for frame, _ in walk_tb(error.__traceback__):
             if frame.f_locals.get("self") is model.architecture:

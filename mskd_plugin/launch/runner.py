@@ -60,6 +60,7 @@ def build_runner(cfg: Config) -> Runner:
         AttributeError,
         ImportError,  # of a package that a visualizer needs, wandb for one
         KeyError,
+        NotImplementedError,  # of a constructor of optimizers that needs another model
         OSError,
         TypeError,
         ValueError,
