@@ -220,6 +220,7 @@ def test_fast_with_types_as_pure_python_configs_have_and_dump_them(preprocessor)
         assert part.data_preprocessor.type == "mmpretrain.BatchDataPreprocessor"
 
 
+@needs.torch_2_9
 def test_fast_over_switches_of_ones_own(tmp_path):
     base, own = CONFIGS / "kd_r34_r18_imagenet.py", tmp_path / "own.py"
     expected = load(base).default_hooks.networks
