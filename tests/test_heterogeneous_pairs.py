@@ -108,6 +108,16 @@ def test_mixer_s16_has_the_papers_size():
     assert mixer_parameters(768, 12, 384, 3072) == 59_880_472  # Mixer-B/16's known count
 
 
+@pytest.mark.parametrize("name", sorted({read(file).pair.student for file in ALL}))
+def test_students_train_without_dropout_and_stochastic_depth(name):
+    # As OFA-KD's recipe has it (drop 0, drop_path 0).
+    init_default_scope("mmpretrain")
+    model = MODELS.build(classifier(name, 10))
+    rates = [m.p for m in model.modules() if isinstance(m, nn.Dropout)]
+    rates += [m.drop_prob for m in model.modules() if hasattr(m, "drop_prob")]
+    assert set(rates) <= {0.0}
+
+
 def test_mixer_s16s_taps_are_its_quarters_and_what_it_classifies():
     net, model = NETWORKS["mixer_s16"], mixer(10).eval()
     assert [tap for tap, _ in net.stages] == [f"backbone.layers.{layer}" for layer in (1, 3, 5, 7)]

@@ -61,8 +61,9 @@ class DecoupledKDLoss(nn.Module):
     Args:
         temperature: :math:`\tau`, above 0. The CIFAR-100 benchmark takes 4, ImageNet 1.
         alpha: Weight of the target's term; 1 everywhere.
-        beta: Weight of the other classes' term. On CIFAR-100 the default of 8 holds for the wide
-            teachers; 2 or 6 for others. ImageNet: 0.5 or 2.
+        beta: Weight of the other classes' term. On CIFAR-100 8 for ResNet32x4 teachers, ResNet50 to
+            MobileNetV2 and WRN-40-2 to ShuffleNetV1, 6 for VGG13 teachers and WRN-40-2's other
+            pairs, 2 for ResNet56 and ResNet110 teachers. ImageNet: 0.5 or 2.
         loss_weight: :math:`w`. Published runs let it grow over the first epochs
             (:class:`mskd_plugin.hooks.LossWarmupHook`): 20 on CIFAR-100, 1 on ImageNet.
 

@@ -31,7 +31,8 @@ def sdd_kd(
     Args:
         base: Config with the ``pair``.
         scales: Out of 1, 2 and 4, with 1 among them. Default: all that both networks' last maps are
-            large enough for. The published runs take (1, 2) for pairs of like networks.
+            large enough for. The published runs take (1, 2) for ResNet32x4 to ResNet8x4, VGG13 to
+            VGG8 and ResNet-34 to ResNet-18.
         temperature: Default of this, ``loss_weight`` and ``ce_weight``: what the pair states for
             ``kd``, else the default of :func:`kd`.
         complementary_weight: Weight of regions where the teacher is right and on the whole map is

@@ -1,6 +1,7 @@
 """ResNet50 to vgg8 on CIFAR-100; the teacher's weights are given by --teacher.
 
-DKD and ReviewKD take their defaults: no settings are published for this pair.
+ReviewKD takes its default: no weight is published for this pair. DKD's, 8, is that of SDD's runs of
+it.
 """
 
 _base_ = "../cifar100.py"
