@@ -13,6 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import all_gather_object
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor
@@ -128,7 +129,9 @@ class PreflightHook(Hook):
         if runner.val_loop is not None:
             with _unchanged(model):
                 check_metrics(runner, model)
-        if isinstance(getattr(model, "distiller", None), ConfigurableDistiller):
+        # Networks with an optimizer each, as in data-free distillation, have a step of their own.
+        one_step = not isinstance(runner.optim_wrapper, OptimWrapperDict)
+        if one_step and isinstance(getattr(model, "distiller", None), ConfigurableDistiller):
             with _unchanged(model), runner.optim_wrapper.optim_context(model):
                 check_losses(model, runner.train_dataloader)
                 check_recorded(model, runner.train_dataloader)
