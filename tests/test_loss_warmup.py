@@ -245,6 +245,7 @@ def test_the_hook_refuses(losses, match):
         (dict(custom_hooks=[dict(type="LossWarmupHook", losses={LOSS: 2})]), f"{LOSS}.*4.*2"),
         (dict(custom_hooks=[dict(type="LossWarmupHook", losses={"loss_x": 2})]), f"{LOSS}.*loss_x"),
         (dict(custom_hooks=[dict(type="PreflightHook")]), "custom_hooks.*LossWarmupHook"),
+        (dict(custom_hooks=[dict(type="EMAHook")]), r"custom_hooks.*\[\*_base_\.custom_hooks"),
         (
             dict(
                 train_cfg=dict(type="IterBasedTrainLoop", max_iters=4, val_interval=4),

@@ -10,6 +10,7 @@ import torch
 import toy
 from mmengine.config import Config
 from mmengine.dataset import default_collate
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import DefaultScope
 from mmpretrain.structures import DataSample
 from torch.utils import checkpoint
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import tell_batch_augments
 from mskd_plugin.hooks.preflight import (
+    PreflightHook,
     _unchanged,
     _watch_categorization,
     check_batch_size,
@@ -246,3 +248,9 @@ def test_a_step_takes_the_images_of_all_processes_and_batches(world_size, size, 
     messages.clear()
     tell_accumulation(runner)
     assert len(messages) == (accumulated > 1)
+
+
+def test_an_optimizer_for_each_network_is_no_reason_to_refuse(tmp_path):
+    runner = build_runner(toy.runner_config(tmp_path))
+    runner.optim_wrapper = OptimWrapperDict(architecture=runner.optim_wrapper)
+    PreflightHook().before_train(runner)

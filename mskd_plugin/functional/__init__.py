@@ -1,4 +1,7 @@
-"""The method in plain functions of tensors; needs torch alone."""
+"""The method in plain functions of tensors, which compute with torch alone.
+
+To import them is to import the package, with its hosts.
+"""
 
 from mskd_plugin.functional.categorization import consistent_regions
 from mskd_plugin.functional.contrastive import (

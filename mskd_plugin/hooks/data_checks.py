@@ -123,8 +123,41 @@ def compare_classes(
         f"data with the {len(expected)} classes of the {source}, number {index} of them {known!r}",
         f"{len(given)} classes, number {index} {found!r}",
         "Labels are numbers of classes: give classes=[...], the same list, to the data sets "
-        "(CustomDataset else takes the names of the folders that are there).",
+        "(CustomDataset else takes the names of the folders that are there), and to each split a "
+        "folder for each, empty where it has no image.",
     )
+
+
+def check_memories(runner: Runner, model: BaseModel) -> None:
+    """Check that a loss with something of each training image, CRD, has as much as there are
+    images: rows of images that never come would be noise, and would be drawn as negatives.
+
+    A loss that does says so by an attribute ``num_images``.
+
+    Raises:
+        SettingError: If there are more or fewer images, or two data sets number theirs alike.
+    """
+    losses = getattr(getattr(model, "distiller", None), "distill_losses", None) or {}
+    counts = {name: loss.num_images for name, loss in losses.items() if hasattr(loss, "num_images")}
+    dataset: Any = runner.train_dataloader.dataset
+    while hasattr(dataset, "dataset"):  # a wrapper, which repeats images
+        dataset = dataset.dataset
+    if isinstance(dataset, IterableDataset):
+        return
+    for name, count in counts.items():
+        if len(getattr(dataset, "datasets", "1")) > 1:
+            raise SettingError(
+                "train_dataloader.dataset",
+                f"one data set, whose images have numbers of their own, for {name}",
+                f"a {type(dataset).__name__} of {len(dataset.datasets)}, each numbered from 0",
+            )
+        if count != len(dataset):
+            raise SettingError(
+                f"model.distiller.distill_losses.{name}.num_images",
+                f"{len(dataset)}, the number of training images",
+                count,
+                "A pair's config states it as num_train_images, beside the data set.",
+            )
 
 
 def images_per_process(loader: DataLoader, world_size: int) -> set[int]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
+from mmengine.model import BaseModel, is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
@@ -125,3 +125,19 @@ class LossWarmupHook(Hook):
             handle.remove()
         self._handles, self._warmup, self.factors = [], {}, {}
         self._begins, self._scales = {}, {}
+
+
+def check_warmup_hook(runner: Runner, model: BaseModel) -> None:
+    """Check that the warm-up of losses is not asked for in vain.
+
+    Raises:
+        SettingError: If no hook applies it.
+    """
+    warmup = getattr(model, "loss_warmup", None)
+    if warmup and not any(isinstance(hook, LossWarmupHook) for hook in runner.hooks):
+        raise SettingError(
+            "custom_hooks",
+            f"hooks with a LossWarmupHook, since the model's `loss_warmup` is {warmup}",
+            [type(hook).__name__ for hook in runner.hooks],
+            "A list of one's own takes the place of the base's: [*_base_.custom_hooks, ...].",
+        )

@@ -13,6 +13,7 @@ from mmengine.dataset import BaseDataset
 from mmengine.dist import all_gather_object
 from mmengine.hooks import CheckpointHook, Hook
 from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor
@@ -27,13 +28,14 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import (
     check_classes,
     check_even_batches,
+    check_memories,
     check_normalized,
     check_recipes,
     check_single_images,
     classes_of,
     tell_batch_augments,
 )
-from mskd_plugin.hooks.loss_warmup import LossWarmupHook
+from mskd_plugin.hooks.loss_warmup import check_warmup_hook
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.trial import check_metrics, check_recorded, first_images, read_items
 from mskd_plugin.losses import MultiScaleContrastiveLoss
@@ -85,7 +87,8 @@ class PreflightHook(Hook):
       and no schedule ends before training does;
     - all processes begin at the same step, with gradients for all that they train, and no recorder
       is inside a module whose forward runs without gradients;
-    - processes have as many batches each, and of one size where a loss gathers their images;
+    - processes have as many batches each, and of one size where a loss gathers their images, and
+      one that keeps something of each image has all of them;
     - images are mixed as the student's own config says, the learning rate is meant for the batch
       size, and no batch has one image, else there is a warning, or an error where the student
       cannot train on that.
@@ -114,6 +117,7 @@ class PreflightHook(Hook):
         check_recipes(runner, model)
         check_normalized(runner, model)
         check_even_batches(runner, model)
+        check_memories(runner, model)
         tell_batch_augments(runner, model)
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
@@ -125,7 +129,9 @@ class PreflightHook(Hook):
         if runner.val_loop is not None:
             with _unchanged(model):
                 check_metrics(runner, model)
-        if isinstance(getattr(model, "distiller", None), ConfigurableDistiller):
+        # Networks with an optimizer each, as in data-free distillation, have a step of their own.
+        one_step = not isinstance(runner.optim_wrapper, OptimWrapperDict)
+        if one_step and isinstance(getattr(model, "distiller", None), ConfigurableDistiller):
             with _unchanged(model), runner.optim_wrapper.optim_context(model):
                 check_losses(model, runner.train_dataloader)
                 check_recorded(model, runner.train_dataloader)
@@ -277,17 +283,6 @@ def check_images(loader: DataLoader, model: BaseModel) -> None:
             "one that keeps a data sample for each image, as batch augments and one-hot labels of "
             "the data preprocessor need it",
             "'collate_batch'",
-        )
-
-
-def check_warmup_hook(runner: Runner, model: BaseModel) -> None:
-    """Check that the warm-up of losses is not asked for in vain."""
-    warmup = getattr(model, "loss_warmup", None)
-    if warmup and not any(isinstance(hook, LossWarmupHook) for hook in runner.hooks):
-        raise SettingError(
-            "custom_hooks",
-            f"hooks with a LossWarmupHook, since the model's `loss_warmup` is {warmup}",
-            [type(hook).__name__ for hook in runner.hooks],
         )
 
 

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import check_normalized
+from mskd_plugin.hooks.loss_warmup import check_warmup_hook
 from mskd_plugin.hooks.phases import check_epochs
 from mskd_plugin.hooks.preflight import PreflightHook, check_data_roots, check_teacher_weights
 from mskd_plugin.launch.checks import check_settings
@@ -42,6 +43,7 @@ def build_runner(cfg: Config) -> Runner:
         # The runner would build these when it starts, in the same order.
         if _with_data(runner, "train") is not None:
             check_epochs(model, runner.train_loop)
+            check_warmup_hook(runner, model)
             check_batches(runner.train_dataloader)
             if hasattr(model, "teacher") and not has_preflight:  # in a config of one's own
                 check_normalized(runner, model)

@@ -96,6 +96,7 @@ class MemoryCRDLoss(nn.Module):
         out, in float32 or wider.
 
     Attributes:
+        num_images: M; a training checks it.
         student_memory: (M, D), a buffer.
         teacher_memory: (M, D), a buffer.
         row_labels: (M,), a buffer; -1 for a class not known yet.
@@ -136,7 +137,7 @@ class MemoryCRDLoss(nn.Module):
         self.loss_weight = check_at_least_zero("loss_weight", loss_weight)
         self.temperature = check_above_zero("temperature", temperature)
         self.momentum = momentum
-        self.num_negatives = num_negatives
+        self.num_images, self.num_negatives = num_images, num_negatives
         bound = math.sqrt(3 / embedding_channels)  # rows of length 1 in the mean
         for side in ("student", "teacher"):
             memory = torch.empty(num_images, embedding_channels).uniform_(-bound, bound)
