@@ -226,14 +226,9 @@ def main(argv: list[str] | None = None) -> None:
     out_config = args.out.with_suffix(".py")
     if args.out.suffix != ".pth":
         raise SettingError("OUT.pth", "a file name that ends with .pth", repr(str(args.out)))
+    inputs = {"CONFIG": args.config, "CHECKPOINT": args.checkpoint}
     for path in (args.out, out_config):
-        check_output("OUT.pth", path, inputs={"CONFIG": args.config, "CHECKPOINT": args.checkpoint})
-        if path.exists() and not args.force:
-            raise SettingError(
-                "OUT.pth",
-                "a new file, or --force to overwrite it",
-                f"{str(path)!r}, which is there",
-            )
+        check_output("OUT.pth", path, inputs=inputs, force=args.force)
     cfg = read_config(args.config, setting="CONFIG")
     if "model" not in cfg:
         raise SettingError("CONFIG", "a config with a model", repr(str(args.config)))

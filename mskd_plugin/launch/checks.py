@@ -18,7 +18,7 @@ from mmrazor.models.algorithms import BaseAlgorithm, SingleTeacherDistill
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from mskd_plugin.checkpoints.weights import check_source
-from mskd_plugin.errors import SettingError, check_count, check_output, nearest
+from mskd_plugin.errors import SettingError, check_count, check_file, check_output, nearest
 from mskd_plugin.schedule import schedule_with_own_rate
 from mskd_plugin.switches import (
     computes_fused,
@@ -66,9 +66,8 @@ def check_settings(cfg: Config) -> None:
     start = cfg.get("load_from")
     if start and not isinstance(start, str):
         raise SettingError("load_from", "the path of a checkpoint", start)
-    if start and "://" not in start and not Path(start).expanduser().is_file():
-        what = "a folder" if Path(start).expanduser().is_dir() else "not there"
-        raise SettingError("load_from", "a checkpoint", f"{start!r}, which is {what}")
+    if start and "://" not in start:
+        check_file("load_from", start, "a checkpoint")
     if (cfg.get("auto_scale_lr") or {}).get("enable") and (own := schedule_with_own_rate(cfg)):
         raise SettingError(
             "auto_scale_lr.enable",

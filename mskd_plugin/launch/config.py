@@ -14,7 +14,7 @@ from mmengine.hub import get_config
 from mmengine.runner import Runner
 
 from mskd_plugin.checkpoints.weights import check_source
-from mskd_plugin.errors import SettingError, nearest
+from mskd_plugin.errors import SettingError, check_file, nearest
 from mskd_plugin.recipes import METHODS, alone, distill, two_phases
 from mskd_plugin.recipes.assemble import ALONE
 from mskd_plugin.switches import (
@@ -58,10 +58,7 @@ def read_config(path: str | Path, setting: str = "config") -> Config:
         SettingError: If the file is missing or no config, or it or one of its bases cannot be read.
     """
     name = repr(str(path))
-    if not Path(path).is_file():
-        found = "is a folder" if Path(path).is_dir() else "is not there"
-        raise SettingError(setting, "a config file", f"{name}, which {found}")
-    if Path(path).suffix not in CONFIG_SUFFIXES:
+    if check_file(setting, path, "a config file").suffix not in CONFIG_SUFFIXES:
         raise SettingError(setting, f"a file in {', '.join(CONFIG_SUFFIXES)}", name)
     try:
         return Config.fromfile(path)

@@ -18,7 +18,7 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from mskd_plugin.checkpoints.stated_config import stated_config
 from mskd_plugin.checkpoints.weights import differences, read_checkpoint, weights_of
-from mskd_plugin.errors import SettingError, check_output
+from mskd_plugin.errors import SettingError, check_file, check_output
 from mskd_plugin.launch.checks import RANKS
 from mskd_plugin.switches import type_name
 
@@ -52,10 +52,7 @@ def set_resume(cfg: Config, checkpoint: str) -> None:
         elif newest and newest != find_latest_checkpoint(cfg.work_dir):
             cfg.load_from = newest  # else left to the runner: its config serves other folders, too
         return
-    file = Path(checkpoint).expanduser()
-    if not file.is_file():
-        what = "a folder" if file.is_dir() else "not there"
-        raise SettingError("--resume", "a checkpoint", f"{checkpoint!r}, which is {what}")
+    check_file("--resume", checkpoint, "a checkpoint")
     cfg.load_from = checkpoint
 
 
