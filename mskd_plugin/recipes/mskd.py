@@ -10,6 +10,7 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.functional.decoupling import DEFAULT_SCALES, check_overlap, check_scales
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.networks import Network, network
+from mskd_plugin.recipes.assemble import PARTS
 from mskd_plugin.recipes.logits import LABELS, LABELS_MAPPING
 from mskd_plugin.recipes.method import method
 from mskd_plugin.recipes.taps import check_stages
@@ -68,13 +69,7 @@ def mskd(
             "categorized",
             f"{pair['teacher']} for {pair['student']}",
         )
-    parts: dict[str, Any] = {
-        "student_recorders": {},
-        "teacher_recorders": {},
-        "connectors": {},
-        "distill_losses": {},
-        "loss_forward_mappings": {},
-    }
+    parts: dict[str, Any] = {part: {} for part in PARTS}
     scales, overlap = check_scales(scales), check_overlap(overlap)
     pooling = {"type": "MultiScaleDecouplingConnector", "scales": scales, "overlap": overlap}
     for stage, weight in zip(stages, weights):
