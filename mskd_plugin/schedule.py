@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
@@ -31,11 +32,15 @@ class InitialPhaseLR(ConstantLR):
         self.end += 1
 
 
+def stated_schedulers(cfg: Mapping[str, Any]) -> list[Any]:
+    """Return the schedulers of a config, which may state one by itself, as a list."""
+    schedulers = cfg.get("param_scheduler") or []
+    return [schedulers] if isinstance(schedulers, dict) else schedulers
+
+
 def schedule_with_own_rate(cfg: Config) -> ConfigDict | None:
     """Return the scheduler, if any, that states the learning rate by itself."""
-    schedulers = cfg.get("param_scheduler") or []
-    listed = [schedulers] if isinstance(schedulers, dict) else schedulers
-    return next((scheduler for scheduler in listed if "eta_max" in scheduler), None)
+    return next((one for one in stated_schedulers(cfg) if "eta_max" in one), None)
 
 
 def schedulers_of(runner: Runner) -> list[Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from mmengine.device import get_device
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 
+from mskd_plugin.config_parts import inner_dataset, type_name
 from mskd_plugin.errors import SettingError
 from mskd_plugin.schedule import schedule_with_own_rate
 from mskd_plugin.speed import COMPILES_BACKBONES, COMPILES_LOSSES
@@ -49,14 +49,6 @@ def scale_learning_rate(cfg: Config) -> None:
     accumulated = cfg.optim_wrapper.get("accumulative_counts", 1)
     if accumulated > 1:
         cfg.auto_scale_lr.base_batch_size /= accumulated
-
-
-def type_name(settings: Mapping[str, Any], default: str = "") -> str:
-    """Return the name of a config's type without its scope; a type may be given as a class or a
-    function.
-    """
-    kind = settings.get("type", default)
-    return getattr(kind, "__name__", str(kind)).split(".")[-1]
 
 
 def use_mixed_precision(cfg: Config) -> None:
@@ -252,8 +244,7 @@ def use_in_memory(cfg: Config) -> None:
 
 def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:
     """Take the crop and the flip out of a training pipeline, as settings of ``InMemoryImages``."""
-    while "pipeline" not in dataset and "dataset" in dataset:
-        dataset = dataset.dataset  # inside a wrapper
+    dataset = inner_dataset(dataset)
     if "pipeline" not in dataset:  # several data sets, whose random ones InMemoryImages refuses
         return {}
     pipeline, settings = list(dataset.get("pipeline", [])), {}

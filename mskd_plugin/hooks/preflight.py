@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from traceback import walk_tb
 
 import torch
-from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.dist import all_gather_object
 from mmengine.hooks import CheckpointHook, Hook
@@ -41,30 +39,6 @@ from mskd_plugin.schedule import schedule_with_own_rate, schedulers_of
 
 #: Largest difference, relative to the largest logit, that rounding in bfloat16 explains.
 CLASSIFIER_TOLERANCE = 0.05
-
-
-def check_data_roots(cfg: ConfigDict) -> None:
-    """Check that the folders of the data sets exist, before anything is built.
-
-    Args:
-        cfg: The whole config.
-
-    Raises:
-        SettingError: If a ``data_root`` is no folder and the data set does not download itself.
-    """
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        dataset = (cfg.get(loader) or {}).get("dataset") or {}
-        while "data_root" not in dataset and isinstance(dataset.get("dataset"), dict):
-            dataset = dataset["dataset"]  # inside a wrapper
-        root = dataset.get("data_root")
-        if root and not dataset.get("download") and "://" not in root and not Path(root).is_dir():
-            raise SettingError(
-                f"{loader}.dataset.data_root",
-                "a folder with the images",
-                f"{root!r}, which is not there",
-                f"Put the data there, or set it by --cfg-options "
-                f"{loader}.dataset.data_root=FOLDER.",
-            )
 
 
 @HOOKS.register_module()

@@ -14,6 +14,7 @@ from mmengine.hub import get_config
 from mmengine.runner import Runner
 
 from mskd_plugin.checkpoints.weights import check_source
+from mskd_plugin.config_parts import type_name
 from mskd_plugin.errors import SettingError, check_file, nearest
 from mskd_plugin.recipes import METHODS, alone, distill, two_phases
 from mskd_plugin.recipes.assemble import ALONE
@@ -21,7 +22,6 @@ from mskd_plugin.switches import (
     FAST,
     FROZEN_TEACHER,
     has_frozen_teacher,
-    type_name,
     use_fast,
     use_in_memory,
 )

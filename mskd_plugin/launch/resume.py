@@ -18,9 +18,10 @@ from mmengine.runner import Runner, find_latest_checkpoint
 
 from mskd_plugin.checkpoints.stated_config import stated_config
 from mskd_plugin.checkpoints.weights import differences, read_checkpoint, weights_of
+from mskd_plugin.config_parts import last_name, type_name
 from mskd_plugin.errors import SettingError, check_file, check_output
 from mskd_plugin.launch.checks import RANKS
-from mskd_plugin.switches import type_name
+from mskd_plugin.schedule import stated_schedulers
 
 try:
     import fcntl
@@ -289,10 +290,9 @@ def _restored(cfg: Config, checkpoint: Mapping[str, Any]) -> str:
         return ""
 
     def schedules_of(of: Mapping[str, Any]) -> list[Any]:
-        schedules = of.get("param_scheduler") or []
-        listed = [schedules] if isinstance(schedules, dict) else schedules
         loop = of.get("train_cfg") or {}
         end = loop.get("max_epochs", loop.get("max_iters"))  # where MMEngine lets them end
+        listed = stated_schedulers(of)
         return [{"end": end, **one} if isinstance(one, dict) else one for one in listed]
 
     def optimizer_of(of: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,7 +324,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _flat(part, f"{path}.{key}" if path else str(key))
     elif f".{path}".endswith(".type"):
-        yield path, getattr(value, "__name__", str(value)).split(".")[-1]
+        yield path, last_name(value)
     else:
         yield path, value
 

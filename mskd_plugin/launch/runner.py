@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import check_normalized
 from mskd_plugin.hooks.phases import check_epochs
-from mskd_plugin.hooks.preflight import PreflightHook, check_data_roots, check_teacher_weights
-from mskd_plugin.launch.checks import check_settings
+from mskd_plugin.hooks.preflight import PreflightHook, check_teacher_weights
+from mskd_plugin.launch.checks import check_data_roots, check_settings
 from mskd_plugin.launch.resume import check_groups, check_initial_weights, check_resumed
 
 
