@@ -35,11 +35,7 @@ from mskd_plugin.errors import SettingError, check_output
 from mskd_plugin.files import write_json
 from mskd_plugin.launch import TRAINING, Count, add_overrides, check_batches, load_config
 from mskd_plugin.launch.checks import check_data_roots
-from mskd_plugin.measure import (
-    device_name,
-    markdown_table,
-    synchronize,
-)
+from mskd_plugin.measure import device_name, markdown_table, quartiles, synchronize
 from mskd_plugin.switches import use_in_memory
 
 
@@ -158,14 +154,13 @@ def report(subjects: list[Subject]) -> list[dict[str, Any]]:
     for subject in subjects:
         first = next(s for s in subjects if s.batch_size == subject.batch_size)
         cpu, wall = statistics.median(subject.cpu), statistics.median(subject.wall)
-        low, _, high = statistics.quantiles(subject.cpu, n=4, method="inclusive")
         rows.append(
             {
                 "config": subject.name,
                 "batch size": subject.batch_size,
                 "ms per batch": 1e3 * wall,
                 "CPU ms per batch": 1e3 * cpu,
-                "quartiles": [1e3 * low, 1e3 * high],
+                "quartiles": quartiles(subject.cpu),
                 "images per second and core": subject.batch_size / cpu,
                 # Turn by turn: both saw the same state of the machine.
                 "relative": statistics.median(a / b for a, b in zip(first.cpu, subject.cpu)),
