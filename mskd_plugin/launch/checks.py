@@ -220,16 +220,18 @@ def _check_hooks(cfg: Config) -> None:
     """Name a mistyped default hook or switch before the runner makes its work folder."""
     hooks = cfg.get("default_hooks") or {}
     for name, hook in hooks.items():
-        if isinstance(hook, dict) and "type" not in hook:
+        if not isinstance(hook, dict):
+            continue
+        if "type" not in hook:
             raise SettingError(
                 f"default_hooks.{name}",
                 "a hook with a type",
                 dict(hook),
                 nearest(name, {*hooks} - {name}),
             )
-        if isinstance(hook, dict) and type_name(hook) == "FastNetworksHook":
+        if type_name(hook) == "FastNetworksHook":
             HOOKS.build(hook)
-        if isinstance(hook, dict) and type_name(hook) == "CheckpointHook":
+        if type_name(hook) == "CheckpointHook":
             _check_checkpoint_hook(f"default_hooks.{name}", hook)
 
 

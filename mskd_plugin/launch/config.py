@@ -19,8 +19,8 @@ from mskd_plugin.errors import SettingError, check_file, nearest
 from mskd_plugin.recipes import METHODS, alone, distill, two_phases
 from mskd_plugin.recipes.assemble import ALONE
 from mskd_plugin.switches import (
-    FAST,
     FROZEN_TEACHER,
+    fast_settings,
     has_frozen_teacher,
     use_fast,
     use_in_memory,
@@ -117,13 +117,7 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
         if cfg.get(part) is None:
             raise SettingError(part, f"a part of {args.config}", None)
     if getattr(args, "fast", False) and "fast" not in cfg:
-        if not FAST.is_file():
-            raise SettingError(
-                "--fast",
-                "given with an mskd_plugin that has its configs beside it (pip install -e .)",
-                f"one without {FAST}",
-            )
-        cfg.fast = Config.fromfile(FAST).fast
+        cfg.fast = fast_settings()
     if "fast" in cfg:
         use_fast(cfg, cfg.pop("fast"))
     options = dict(args.cfg_options)
