@@ -1,4 +1,4 @@
-"""MMEngine's parameter schedulers: one for an initial phase, those of a config and of a runner."""
+"""MMEngine's parameter schedulers: one for an initial phase, and those of a config."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import ConstantLR
 from mmengine.registry import PARAM_SCHEDULERS
-from mmengine.runner import Runner
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -41,10 +40,3 @@ def stated_schedulers(cfg: Mapping[str, Any]) -> list[Any]:
 def schedule_with_own_rate(cfg: Config) -> ConfigDict | None:
     """Return the scheduler, if any, that states the learning rate by itself."""
     return next((one for one in stated_schedulers(cfg) if "eta_max" in one), None)
-
-
-def schedulers_of(runner: Runner) -> list[Any]:
-    """Return a runner's built parameter schedulers, those of several optimizers in one list."""
-    schedulers: Any = runner.param_schedulers or []
-    groups = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
-    return [scheduler for group in groups for scheduler in group]

@@ -25,7 +25,6 @@ import torch
 from mmengine.config import Config
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import RuntimeInfoHook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import FUNCTIONS
 from mmpretrain.structures import DataSample
@@ -48,6 +47,7 @@ from mskd_plugin.measure import (
     synchronize,
 )
 from mskd_plugin.switches import use_mixed_precision
+from mskd_plugin.unwrapped import model_of
 
 #: Parts of a step, "step" being the optimizer's. The rest is what lies between them.
 FORWARDS = ("teacher forward", "student forward", "connectors and losses")
@@ -82,7 +82,7 @@ class Subject:
             wrapper, cfg.optim_wrapper, cfg.param_scheduler = cfg.optim_wrapper, None, None
         self.runner = runner = build_runner(cfg)
         self.model: Any = runner.model  # whose methods nn.Module does not know
-        self.inner = self.model.module if is_model_wrapper(self.model) else self.model
+        self.inner = model_of(runner)
         self.student = getattr(self.inner, "architecture", self.inner)
         if args.real:
             self.batches = self._real()

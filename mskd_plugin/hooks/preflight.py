@@ -10,7 +10,7 @@ import torch
 from mmengine.dataset import BaseDataset
 from mmengine.dist import all_gather_object
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor
@@ -35,7 +35,8 @@ from mskd_plugin.hooks.loss_warmup import LossWarmupHook
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.trial import check_metrics, check_recorded, first_images, read_items
 from mskd_plugin.losses import MultiScaleContrastiveLoss
-from mskd_plugin.schedule import schedule_with_own_rate, schedulers_of
+from mskd_plugin.schedule import schedule_with_own_rate
+from mskd_plugin.unwrapped import model_of, schedulers_of
 
 #: Largest difference, relative to the largest logit, that rounding in bfloat16 explains.
 CLASSIFIER_TOLERANCE = 0.05
@@ -76,7 +77,7 @@ class PreflightHook(Hook):
         Raises:
             SettingError: With the setting, what was expected and what was found.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         check_same_start(runner)
         check_stop(runner, model)
         check_recomputed(runner, model)

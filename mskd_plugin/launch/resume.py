@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint
@@ -22,6 +21,7 @@ from mskd_plugin.config_parts import last_name, type_name
 from mskd_plugin.errors import SettingError, check_file, check_output
 from mskd_plugin.launch.checks import RANKS
 from mskd_plugin.schedule import stated_schedulers
+from mskd_plugin.unwrapped import model_of
 
 try:
     import fcntl
@@ -218,7 +218,7 @@ def check_initial_weights(runner: Runner) -> None:
     if runner._resume or not source or "://" in source:
         return
     weights = weights_of(read_checkpoint(source, setting="load_from"), source, setting="load_from")
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = model_of(runner)
     own = model.state_dict()
     if not any(key in own for key in weights):
         raise SettingError(

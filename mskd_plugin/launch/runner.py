@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
@@ -19,6 +18,7 @@ from mskd_plugin.hooks.phases import check_epochs
 from mskd_plugin.hooks.preflight import PreflightHook, check_teacher_weights
 from mskd_plugin.launch.checks import check_data_roots, check_settings
 from mskd_plugin.launch.resume import check_groups, check_initial_weights, check_resumed
+from mskd_plugin.unwrapped import model_of
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -35,7 +35,7 @@ def build_runner(cfg: Config) -> Runner:
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         if not isinstance(runner, Runner):  # MMEngine's FlexibleRunner builds otherwise
             return runner
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         has_preflight = any(isinstance(hook, PreflightHook) for hook in runner.hooks)
         if has_preflight:
             check_teacher_weights(model)  # before data are downloaded
