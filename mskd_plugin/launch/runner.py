@@ -30,7 +30,7 @@ def build_runner(cfg: Config) -> Runner:
     """
     check_data_roots(cfg)
     check_settings(cfg)
-    try:
+    with _settings_told():
         resumed = check_resumed(cfg)
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         if not isinstance(runner, Runner):  # MMEngine's FlexibleRunner builds otherwise
@@ -53,6 +53,22 @@ def build_runner(cfg: Config) -> Runner:
                 runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
         for stage in ("val", "test"):
             _with_data(runner, stage)
+    if resumed and resumed.changes:
+        runner.logger.warning(f"The method is resumed with other settings: {resumed.changes}.")
+    if resumed and resumed.restored:
+        runner.logger.warning(
+            "Resuming restores the checkpoint's optimizer and schedules. Without effect: "
+            f"{resumed.restored}."
+        )
+    check_initial_weights(runner)
+    return runner
+
+
+@contextmanager
+def _settings_told() -> Iterator[None]:
+    """Tell what a host raises for a config that it cannot build as one error, with its place."""
+    try:
+        yield
     except SettingError:
         raise
     except (
@@ -71,15 +87,6 @@ def build_runner(cfg: Config) -> Runner:
             "types that are registered, with settings that they take",
             f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})",
         ) from error
-    if resumed and resumed.changes:
-        runner.logger.warning(f"The method is resumed with other settings: {resumed.changes}.")
-    if resumed and resumed.restored:
-        runner.logger.warning(
-            "Resuming restores the checkpoint's optimizer and schedules. Without effect: "
-            f"{resumed.restored}."
-        )
-    check_initial_weights(runner)
-    return runner
 
 
 def check_batches(loader: DataLoader) -> None:
