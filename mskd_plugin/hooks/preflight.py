@@ -82,7 +82,7 @@ class PreflightHook(Hook):
         check_stop(runner, model)
         check_recomputed(runner, model)
         check_batch_size(runner)
-        check_data(runner.train_dataloader.dataset, model)
+        check_heads(runner.train_dataloader.dataset, model)
         check_classes(runner)
         check_images(runner.train_dataloader, model)
         check_warmup_hook(runner, model)
@@ -213,7 +213,7 @@ def check_schedules(runner: Runner) -> None:
             )
 
 
-def check_data(dataset: BaseDataset, model: BaseModel) -> None:
+def check_heads(dataset: BaseDataset, model: BaseModel) -> None:
     """Check that every head has the classes of the data."""
     classes = classes_of(dataset)
     for name in ("student", "teacher"):

@@ -55,20 +55,8 @@ def mskd(
     if len(weights) != len(stages):
         raise SettingError("stage_weights", f"{len(stages)} weights, one per stage", weights)
     contrastive = MultiScaleContrastiveLoss(**loss_settings)
-    if contrastive.categorizes and tuple(stages) != (-1,):
-        raise SettingError(
-            "stages",
-            "(-1,), the stage that feeds the teacher's classifier, where regions are categorized",
-            f"{tuple(stages)} for {pair['teacher']} to {pair['student']}",
-            "Other stages can be a second `mskd(...)` beside it.",
-        )
-    if contrastive.categorizes and not teacher.final_is_pooled:
-        raise SettingError(
-            "teacher",
-            "a network whose classifier reads the average of its last map, where regions are "
-            "categorized",
-            f"{pair['teacher']} for {pair['student']}",
-        )
+    if contrastive.categorizes:
+        _check_categorized(pair, stages)
     parts: dict[str, Any] = {part: {} for part in PARTS}
     scales, overlap = check_scales(scales), check_overlap(overlap)
     pooling = {"type": "MultiScaleDecouplingConnector", "scales": scales, "overlap": overlap}
@@ -110,6 +98,24 @@ def mskd(
             **_class_mappings(parts, contrastive),
         }
     return parts
+
+
+def _check_categorized(pair: dict, stages: Sequence[int]) -> None:
+    """Check that the teacher's classifier reads the average of what is categorized by it."""
+    if tuple(stages) != (-1,):
+        raise SettingError(
+            "stages",
+            "(-1,), the stage that feeds the teacher's classifier, where regions are categorized",
+            f"{tuple(stages)} for {pair['teacher']} to {pair['student']}",
+            "Other stages can be a second `mskd(...)` beside it.",
+        )
+    if not network(pair["teacher"]).final_is_pooled:
+        raise SettingError(
+            "teacher",
+            "a network whose classifier reads the average of its last map, where regions are "
+            "categorized",
+            f"{pair['teacher']} for {pair['student']}",
+        )
 
 
 def _tap(net: Network, stage: int, number: int) -> tuple[str, str, int]:
