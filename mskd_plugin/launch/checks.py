@@ -126,24 +126,11 @@ def _check_algorithm(cfg: Config) -> None:
 
 
 def _check_distiller(distiller: Any) -> None:
-    """Name entries without a type, which an option makes whose name is none of the config's, and
-    losses that MMRazor would never compute.
-    """
+    """Name entries without a type, and losses that MMRazor would never compute."""
     if not isinstance(distiller, dict):
         return
     for part in ENTRIES:
-        entries = distiller.get(part)
-        if not isinstance(entries, dict):
-            continue
-        untyped = [n for n, e in entries.items() if isinstance(e, dict) and "type" not in e]
-        for name in untyped:
-            others = entries.keys() - {*untyped}
-            raise SettingError(
-                f"model.distiller.{part}.{name}",
-                "one with a type",
-                dict(entries[name]),
-                nearest(name, others) or f"The config has {', '.join(sorted(others)) or 'none'}.",
-            )
+        _check_typed(f"model.distiller.{part}", distiller.get(part), "one")
     mapped = distiller.get("loss_forward_mappings") or {}
     for name in distiller.get("distill_losses") or {}:
         if name not in mapped:
@@ -152,6 +139,21 @@ def _check_distiller(distiller: Any) -> None:
                 "what the loss is computed from, since one without is left out",
                 None,
             )
+
+
+def _check_typed(place: str, entries: Any, kind: str) -> None:
+    """Name an entry without a type, which an option makes whose name is none of the config's."""
+    if not isinstance(entries, dict):
+        return
+    untyped = [n for n, e in entries.items() if isinstance(e, dict) and "type" not in e]
+    for name in untyped:
+        others = entries.keys() - {*untyped}
+        raise SettingError(
+            f"{place}.{name}",
+            f"{kind} with a type",
+            dict(entries[name]),
+            nearest(name, others) or f"The config has {', '.join(sorted(others)) or 'none'}.",
+        )
 
 
 def _value(cfg: Config, setting: str) -> Any:
@@ -219,16 +221,10 @@ def _check_optimizer(cfg: Config) -> None:
 def _check_hooks(cfg: Config) -> None:
     """Name a mistyped default hook or switch before the runner makes its work folder."""
     hooks = cfg.get("default_hooks") or {}
+    _check_typed("default_hooks", hooks, "a hook")
     for name, hook in hooks.items():
         if not isinstance(hook, dict):
             continue
-        if "type" not in hook:
-            raise SettingError(
-                f"default_hooks.{name}",
-                "a hook with a type",
-                dict(hook),
-                nearest(name, {*hooks} - {name}),
-            )
         if type_name(hook) == "FastNetworksHook":
             HOOKS.build(hook)
         if type_name(hook) == "CheckpointHook":
