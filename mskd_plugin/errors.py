@@ -102,8 +102,31 @@ def check_above_zero(setting: str, value: float) -> float:
     return float(value)
 
 
+def check_file(setting: str, path: str | Path, expected: str) -> Path:
+    """Return the path of a file to read, with a ``~`` in front expanded.
+
+    Args:
+        setting: Name of the setting that names the file.
+        path: The file.
+        expected: What it has to be, for the error.
+
+    Raises:
+        SettingError: If it is not there, or is a folder.
+    """
+    file = Path(os.path.expanduser(path))
+    if not file.is_file():
+        what = "a folder" if file.is_dir() else "not there"
+        raise SettingError(setting, expected, f"{str(path)!r}, which is {what}")
+    return file
+
+
 def check_output(
-    setting: str, path: Path, *, folder: bool = False, inputs: Mapping[str, str | Path] = {}
+    setting: str,
+    path: Path,
+    *,
+    folder: bool = False,
+    inputs: Mapping[str, str | Path] = {},
+    force: bool = True,
 ) -> None:
     """Check that a file can be written, before what goes into it is computed.
 
@@ -112,10 +135,11 @@ def check_output(
         path: The file, whose folders may be new.
         folder: Whether it is a folder to write into instead.
         inputs: From names of settings to files that must not be overwritten.
+        force: Whether a file that is there may be overwritten; a tool's option ``--force``.
 
     Raises:
         SettingError: If ``path`` or what is above it is of another kind or cannot be written, or
-            ``path`` is one of ``inputs``, by whatever name.
+            ``path`` is one of ``inputs``, by whatever name, or is there without ``force``.
     """
     full = path.absolute()
     for name, given in inputs.items():
@@ -132,6 +156,10 @@ def check_output(
         )
     if not os.access(there, os.W_OK):
         raise SettingError(setting, expected, f"{got}, which may not be written")
+    if path.exists() and not force:
+        raise SettingError(
+            setting, "a new file, or --force to overwrite it", f"{str(path)!r}, which is there"
+        )
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -51,6 +52,12 @@ def by_turns(
             else:
                 times[index].append(seconds(functions[index]))
     return times
+
+
+def quartiles(seconds: Sequence[float]) -> list[float]:
+    """Return the lower and the upper quartile of at least two durations, in milliseconds."""
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
+    return [1e3 * low, 1e3 * high]
 
 
 def peak_memory(function: Callable[[], object]) -> float:

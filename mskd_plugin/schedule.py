@@ -1,13 +1,13 @@
-"""MMEngine's parameter schedulers: one for an initial phase, those of a config and of a runner."""
+"""MMEngine's parameter schedulers: one for an initial phase, and those of a config."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from mmengine.config import Config, ConfigDict
 from mmengine.optim import ConstantLR
 from mmengine.registry import PARAM_SCHEDULERS
-from mmengine.runner import Runner
 
 
 @PARAM_SCHEDULERS.register_module()
@@ -31,15 +31,12 @@ class InitialPhaseLR(ConstantLR):
         self.end += 1
 
 
+def stated_schedulers(cfg: Mapping[str, Any]) -> list[Any]:
+    """Return the schedulers of a config, which may state one by itself, as a list."""
+    schedulers = cfg.get("param_scheduler") or []
+    return [schedulers] if isinstance(schedulers, dict) else schedulers
+
+
 def schedule_with_own_rate(cfg: Config) -> ConfigDict | None:
     """Return the scheduler, if any, that states the learning rate by itself."""
-    schedulers = cfg.get("param_scheduler") or []
-    listed = [schedulers] if isinstance(schedulers, dict) else schedulers
-    return next((scheduler for scheduler in listed if "eta_max" in scheduler), None)
-
-
-def schedulers_of(runner: Runner) -> list[Any]:
-    """Return a runner's built parameter schedulers, those of several optimizers in one list."""
-    schedulers: Any = runner.param_schedulers or []
-    groups = schedulers.values() if isinstance(schedulers, dict) else [schedulers]
-    return [scheduler for group in groups for scheduler in group]
+    return next((one for one in stated_schedulers(cfg) if "eta_max" in one), None)

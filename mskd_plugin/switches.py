@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from mmengine.device import get_device
 from mmengine.registry import OPTIMIZERS
 from torch import nn
 
+from mskd_plugin.config_parts import inner_dataset, type_name
 from mskd_plugin.errors import SettingError
 from mskd_plugin.schedule import schedule_with_own_rate
 from mskd_plugin.speed import COMPILES_BACKBONES, COMPILES_LOSSES
@@ -51,14 +51,6 @@ def scale_learning_rate(cfg: Config) -> None:
         cfg.auto_scale_lr.base_batch_size /= accumulated
 
 
-def type_name(settings: Mapping[str, Any], default: str = "") -> str:
-    """Return the name of a config's type without its scope; a type may be given as a class or a
-    function.
-    """
-    kind = settings.get("type", default)
-    return getattr(kind, "__name__", str(kind)).split(".")[-1]
-
-
 def use_mixed_precision(cfg: Config) -> None:
     """Train under autocast: bfloat16 where the device has it, else float16 with loss scaling.
 
@@ -90,6 +82,21 @@ def _computes_bfloat16() -> bool:
     2.4.
     """
     return torch.version.hip is not None or torch.cuda.get_device_capability() >= (8, 0)
+
+
+def fast_settings() -> ConfigDict:
+    """Return the parts of a config that ``--fast`` merges.
+
+    Raises:
+        SettingError: If the package is installed without its configs.
+    """
+    if not FAST.is_file():
+        raise SettingError(
+            "--fast",
+            "given with an mskd_plugin that has its configs beside it (pip install -e .)",
+            f"one without {FAST}",
+        )
+    return Config.fromfile(FAST).fast
 
 
 def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
@@ -142,20 +149,26 @@ def _make_way(cfg: Config | ConfigDict, settings: dict[str, Any]) -> None:
 
 def _labels_are_classes(cfg: Config) -> bool:
     """Whether training images only get normalised and collated, each with its class."""
-    preprocessor = cfg.model.get("data_preprocessor") or cfg.get("data_preprocessor") or {}
+    preprocessor = (_preprocessors(cfg) or [{}])[-1]  # the model's, if it has one
     usual = {"type", "mean", "std", "to_rgb", "num_classes"}
     collate = type_name(cfg.get("train_dataloader", {}).get("collate_fn", {}))
     return (
         type_name(preprocessor) == "ClsDataPreprocessor"
         and preprocessor.keys() <= usual
-        and (collate == "default_collate")
+        and collate == "default_collate"
     )
+
+
+def _preprocessors(cfg: Config) -> list[ConfigDict]:
+    """Return the config's own data preprocessor and the model's copy of it, where they are."""
+    both = (cfg.get("data_preprocessor"), cfg.model.get("data_preprocessor"))
+    return [preprocessor for preprocessor in both if preprocessor]
 
 
 def _set_preprocessor(cfg: Config, kind: str) -> None:
     """Put another type in the place of ``ClsDataPreprocessor``, the scope of its name unchanged."""
-    for preprocessor in (cfg.get("data_preprocessor"), cfg.model.get("data_preprocessor")):
-        if preprocessor and type_name(preprocessor) == "ClsDataPreprocessor":
+    for preprocessor in _preprocessors(cfg):
+        if type_name(preprocessor) == "ClsDataPreprocessor":
             old = preprocessor.type
             path = old if isinstance(old, str) else "mmpretrain.models"
             scope = path.split(".")[0] if "." in path else ""
@@ -233,9 +246,7 @@ def use_in_memory(cfg: Config) -> None:
         loader.update(num_workers=0, persistent_workers=False, pin_memory=False)
         loader.collate_fn = {"type": "collate_batch"}
         loader.pop("prefetch_factor", None)
-    for preprocessor in (cfg.get("data_preprocessor"), cfg.model.get("data_preprocessor")):
-        if not preprocessor:
-            continue
+    for preprocessor in _preprocessors(cfg):
         for key in ("batch_augments", "to_onehot"):
             if preprocessor.get(key):
                 raise SettingError(
@@ -252,8 +263,7 @@ def use_in_memory(cfg: Config) -> None:
 
 def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:
     """Take the crop and the flip out of a training pipeline, as settings of ``InMemoryImages``."""
-    while "pipeline" not in dataset and "dataset" in dataset:
-        dataset = dataset.dataset  # inside a wrapper
+    dataset = inner_dataset(dataset)
     if "pipeline" not in dataset:  # several data sets, whose random ones InMemoryImages refuses
         return {}
     pipeline, settings = list(dataset.get("pipeline", [])), {}

@@ -207,7 +207,7 @@ def test_a_config_and_its_fast_form_have_logs_of_their_own(tmp_path, monkeypatch
 def test_synthetic_images_have_the_side_of_the_configs_own(
     tmp_path, monkeypatch, name, options, side
 ):
-    monkeypatch.setattr(benchmark_step.Subject, "_begin", lambda self, runner: None)
+    monkeypatch.setattr(benchmark_step.Subject, "_begin", lambda self: None)
     args = benchmark_step.parse_args(["x", "--batch-size", "1", *options])
     args.work_dir = str(tmp_path)
     subject = benchmark_step.Subject(str(ROOT / "configs" / f"{name}.py"), args)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from mmrazor.registry import MODELS
 from oracles import decouple as naive_decouple
+from seeded import random
 from tolerances import assert_close
 from torch import nn
 
@@ -22,10 +23,6 @@ def build(dtype=torch.float64, **settings):
     return MODELS.build({"type": TYPE, **settings}).to(dtype)
 
 
-def random_map(*shape, seed=0):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
 def assert_regions_close(actual, expected, dtype=torch.float64):
     assert isinstance(actual, tuple)
     for a, e in zip(actual, expected, strict=True):
@@ -37,7 +34,7 @@ def test_the_registry_gives_the_public_class():
 
 
 def test_defaults_are_the_functional_ones_without_a_parameter():
-    connector, feature_map = build(), random_map(2, 3, 7, 7)
+    connector, feature_map = build(), random(2, 3, 7, 7)
     assert_regions_close(connector(feature_map), decouple(feature_map))
     assert list(connector.parameters()) == []
 
@@ -55,7 +52,7 @@ def test_defaults_are_the_functional_ones_without_a_parameter():
     ids=str,
 )
 def test_regions_equal_the_naive_means(dtype, autocast, scales, overlap):
-    feature_map = random_map(2, 3, 7, 5).to(dtype)
+    feature_map = random(2, 3, 7, 5).to(dtype)
     connector = build(dtype, scales=scales, overlap=overlap)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=autocast is not None):
         regions = connector(feature_map)
@@ -69,7 +66,7 @@ def test_projecting_after_pooling_equals_pooling_the_projected_map(size, overlap
     connector = build(projector="linear", in_channels=6, out_channels=10, overlap=overlap)
     linear = connector.projector
     assert linear.bias.abs().min() > 0
-    feature_map = random_map(2, 6, *size)
+    feature_map = random(2, 6, *size)
     projected_map = F.conv2d(feature_map, linear.weight[:, :, None, None], linear.bias)
     assert_regions_close(connector(feature_map), decouple(projected_map, overlap=overlap))
 
@@ -80,7 +77,7 @@ def test_the_mlp_is_linear_norm_relu_linear(hidden):
     first, norm, _, last = connector.projector
     assert first.weight.shape == (hidden or 10, 6)
     assert last.weight.shape == (10, hidden or 10)
-    feature_map = random_map(2, 6, 4, 4)
+    feature_map = random(2, 6, 4, 4)
     for regions, pooled in zip(connector(feature_map), decouple(feature_map), strict=True):
         h = pooled @ first.weight.T + first.bias
         h = (h - h.mean(-1, keepdim=True)) / (
@@ -94,7 +91,7 @@ def test_the_mlp_is_linear_norm_relu_linear(hidden):
 def test_a_projector_treats_images_apart(projector):
     # Else the loss would depend on how images are spread over processes.
     connector = build(projector=projector, in_channels=6, out_channels=4).train()
-    feature_map = random_map(5, 6, 4, 4)
+    feature_map = random(5, 6, 4, 4)
     together = connector(feature_map)
     assert_regions_close(tuple(scale[:2] for scale in together), connector(feature_map[:2]))
 
@@ -103,7 +100,7 @@ def test_a_projector_treats_images_apart(projector):
 def test_gradient_of_map_and_projector(projector):
     channels = {} if projector == "none" else {"in_channels": 3, "out_channels": 4}
     connector = build(projector=projector, scales=(1, 2), **channels)
-    feature_map = random_map(2, 3, 4, 4).requires_grad_()
+    feature_map = random(2, 3, 4, 4).requires_grad_()
     parameters = tuple(connector.parameters())
 
     def function(feature, *values):
@@ -138,7 +135,7 @@ SETTINGS = {
 @pytest.mark.parametrize("name", SETTINGS)
 def test_every_setting_changes_the_regions(name):
     change, base = SETTINGS[name]
-    feature_map = random_map(2, 6, 8, 8)
+    feature_map = random(2, 6, 8, 8)
     results = []
     for settings in (base, {**base, **change}):
         connector = build(**settings)
@@ -151,9 +148,9 @@ def test_every_setting_changes_the_regions(name):
 
 
 def test_tokens_are_pooled_as_the_map_they_stand_for():
-    feature_map = random_map(2, 6, 4, 4)
+    feature_map = random(2, 6, 4, 4)
     patches = feature_map.flatten(2).transpose(1, 2)
-    tokens = torch.cat([random_map(2, 2, 6, seed=1), patches], dim=1)
+    tokens = torch.cat([random(2, 2, 6, seed=1), patches], dim=1)
     expected = decouple(feature_map)
     assert_regions_close(build(class_tokens=2)(tokens), expected)
     assert_regions_close(build()(patches), expected)
@@ -163,12 +160,12 @@ def test_tokens_are_pooled_as_the_map_they_stand_for():
 
 
 def test_pooled_vectors_pass_at_scale_1():
-    vectors = random_map(3, 6)
+    vectors = random(3, 6)
     assert_regions_close(build(scales=(1,))(vectors), (vectors[:, None],))
 
 
 def test_a_tuple_of_one_tensor_is_that_tensor():
-    feature_map = random_map(2, 6, 4, 4)
+    feature_map = random(2, 6, 4, 4)
     for record in ((feature_map,), [feature_map], (feature_map, None)):
         assert_regions_close(build()(record), decouple(feature_map))
 
@@ -177,7 +174,7 @@ def test_channels_last_gives_the_same_values_and_gradients():
     connector = build(projector="linear", in_channels=6, out_channels=5)
     grads, values = [], []
     for memory_format in (torch.contiguous_format, torch.channels_last):
-        feature_map = random_map(2, 6, 7, 7).to(memory_format=memory_format).requires_grad_()
+        feature_map = random(2, 6, 7, 7).to(memory_format=memory_format).requires_grad_()
         regions = connector(feature_map)
         sum(scale.square().sum() for scale in regions).backward()
         values.append(regions)
@@ -189,7 +186,7 @@ def test_channels_last_gives_the_same_values_and_gradients():
 def test_a_teacher_map_of_inference_mode_can_be_projected():
     connector = build(projector="linear", in_channels=6, out_channels=5, scales=(1, 2))
     with torch.inference_mode():
-        feature_map = random_map(2, 6, 4, 4)
+        feature_map = random(2, 6, 4, 4)
     assert feature_map.is_inference()
     regions = connector(feature_map)
     assert_regions_close(regions, connector(feature_map.clone()))
@@ -263,7 +260,7 @@ def test_malformed_settings(settings, message):
 )
 def test_maps_that_do_not_fit(settings, shape, message):
     with pytest.raises(SettingError, match=message):
-        build(**settings)(random_map(*shape))
+        build(**settings)(random(*shape))
 
 
 @pytest.mark.parametrize(

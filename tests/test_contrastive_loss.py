@@ -11,6 +11,7 @@ from mmrazor.registry import MODELS
 from oracles import contrastive_terms as naive_terms
 from oracles import decouple as naive_decouple
 from oracles import stage_loss as naive_loss
+from seeded import random
 from tolerances import assert_close
 
 import mskd_plugin
@@ -23,11 +24,6 @@ SIZE, WIDTH, CLASSES = 5, 6, 3
 
 def build(**settings):
     return MODELS.build({"type": TYPE, **settings})
-
-
-def random(*shape, seed, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def random_case(counts=(1, 4, 9), dtype=torch.float64):

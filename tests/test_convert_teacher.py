@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import functools
 import os
 import re
 import subprocess
@@ -14,37 +14,26 @@ from types import ModuleType
 import pytest
 import torch
 import torchvision
-from mmpretrain.registry import MODELS
+import toy
 from network_oracles import published_names
 from torch import nn
 
 from mskd_plugin.checkpoints.weights import load_weights
 from mskd_plugin.errors import SettingError
-from mskd_plugin.networks import NETWORKS, classifier
+from mskd_plugin.networks import NETWORKS
 
 # One network of each kind of names, or of shapes.
 FAMILIES = ["resnet20", "resnet8x4", "ResNet18", "ResNet50", "wrn_16_2", "wrn_40_2", "vgg8",
             "vgg13", "MobileNetV2", "ShuffleV1", "ShuffleV2"]  # fmt: skip
-ROOT = Path(__file__).resolve().parent.parent
-TOOL = ROOT / "tools" / "convert_teacher.py"
+TOOL = toy.ROOT / "tools" / "convert_teacher.py"
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("convert_teacher", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return toy.tool("convert_teacher")
 
 
-def build(name: str, num_classes: int = 100, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    model = MODELS.build(classifier(name, num_classes))
-    for buffer_name, buffer in model.named_buffers():
-        if buffer_name.endswith(("running_mean", "running_var")):
-            buffer.copy_(torch.rand(buffer.shape) + 0.5)
-    model.eval()
-    return model
+build = functools.partial(toy.network, num_classes=100)
 
 
 def benchmark_file(path: Path, name: str, **settings: int) -> nn.Module:
@@ -86,7 +75,7 @@ def test_a_benchmark_checkpoint_round_trips(
         "source": "ckpt_epoch_240.pth",
         "source_layout": "torchvision",
     }
-    other = build(name, classes, seed=1)
+    other = build(name, num_classes=classes, seed=1)
     assert load_weights(other, converted) == "mmpretrain"
     images = torch.rand(4, 3, 32, 32)
     with torch.no_grad():
@@ -204,7 +193,7 @@ def test_refusals(tool: ModuleType, tmp_path: Path) -> None:
 def test_from_any_directory_with_help_and_exit_status(tmp_path: Path) -> None:
     environment = {
         **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        "PYTHONPATH": os.pathsep.join([str(toy.ROOT), os.environ.get("PYTHONPATH", "")]),
     }
 
     def call(*arguments: str) -> subprocess.CompletedProcess[str]:

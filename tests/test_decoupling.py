@@ -7,16 +7,13 @@ import torch
 import torch.nn.functional as F
 from oracles import decouple as naive_decouple
 from oracles import windows as naive_windows
+from seeded import random
 from tolerances import assert_close
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.functional import decouple, tokens_to_map, window_bounds
 
 SIZES = [(4, 4), (7, 7), (8, 8), (7, 5), (6, 9)]
-
-
-def random_map(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +51,7 @@ def test_windows_equal_the_naive_rule_and_cover_every_position(overlap):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
 def test_regions_equal_the_naive_means(size, overlap, dtype):
     scales = (1, 2, 4)
-    feature_map = random_map(2, 3, *size, dtype=torch.float64).to(dtype)
+    feature_map = random(2, 3, *size, dtype=torch.float64).to(dtype)
     regions = decouple(feature_map, scales, overlap)
     expected = naive_decouple(feature_map.double().tolist(), scales, overlap)
     for scale, of_scale in zip(regions, expected, strict=True):
@@ -65,13 +62,13 @@ def test_regions_equal_the_naive_means(size, overlap, dtype):
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("scale", [1, 2, 3, 4])
 def test_without_overlap_it_is_adaptive_average_pooling(size, scale):
-    feature_map = random_map(2, 3, *size)
+    feature_map = random(2, 3, *size)
     (regions,) = decouple(feature_map, (scale,))
     assert_close(regions, F.adaptive_avg_pool2d(feature_map, scale).flatten(2).transpose(1, 2))
 
 
 def test_order_and_choice_of_scales_only_select():
-    feature_map = random_map(2, 3, 7, 7)
+    feature_map = random(2, 3, 7, 7)
     one, two, four = decouple(feature_map, (1, 2, 4), 0.5)
     for scales, expected in (((4, 1), (four, one)), ([2], (two,))):
         got = decouple(feature_map, scales, 0.5)
@@ -80,7 +77,7 @@ def test_order_and_choice_of_scales_only_select():
 
 
 def test_defaults_are_scales_1_2_4_without_overlap():
-    feature_map = random_map(2, 3, 7, 7)
+    feature_map = random(2, 3, 7, 7)
     for actual, expected in zip(
         decouple(feature_map), decouple(feature_map, (1, 2, 4), 0.0), strict=True
     ):
@@ -89,7 +86,7 @@ def test_defaults_are_scales_1_2_4_without_overlap():
 
 
 def test_overlap_changes_the_regions():
-    feature_map = random_map(2, 3, 8, 8)
+    feature_map = random(2, 3, 8, 8)
     assert [scale.shape[1] for scale in decouple(feature_map, (1, 2), 0.5)] == [1, 9]
     # At 0.3 and 0.5 the windows of a scale are equally many and stand elsewhere.
     assert not torch.allclose(
@@ -98,18 +95,18 @@ def test_overlap_changes_the_regions():
 
 
 def test_maps_of_different_sizes_have_equal_regions_without_overlap():
-    counts = [[r.shape[1] for r in decouple(random_map(1, 2, s, s), (1, 2, 4))] for s in (4, 7, 14)]
+    counts = [[r.shape[1] for r in decouple(random(1, 2, s, s), (1, 2, 4))] for s in (4, 7, 14)]
     assert counts == [[1, 4, 16]] * 3
 
 
 def test_pooled_vectors_are_a_map_of_one_position():
-    pooled = random_map(3, 5)
+    pooled = random(3, 5)
     (regions,) = decouple(pooled, (1,))
     assert_close(regions, pooled[:, None, :])
 
 
 def test_channels_last_gives_the_same():
-    feature_map = random_map(2, 6, 7, 7)
+    feature_map = random(2, 6, 7, 7)
     last = feature_map.to(memory_format=torch.channels_last)
     assert last.stride() != feature_map.stride()
     for actual, expected in zip(decouple(last), decouple(feature_map), strict=True):
@@ -118,13 +115,13 @@ def test_channels_last_gives_the_same():
 
 @pytest.mark.parametrize("overlap", [0, 0.5])
 def test_gradient(overlap):
-    feature_map = random_map(2, 2, 5, 4).requires_grad_()
+    feature_map = random(2, 2, 5, 4).requires_grad_()
     assert torch.autograd.gradcheck(lambda x: decouple(x, (1, 2, 4), overlap), feature_map)
 
 
 def test_a_pass_under_inference_mode_leaves_training_usable():
     # 13 x 11 is used nowhere else, so that this is the first use of its pooling matrix.
-    feature_map = random_map(2, 3, 13, 11)
+    feature_map = random(2, 3, 13, 11)
     with torch.inference_mode():
         teacher = decouple(feature_map)
     student_map = feature_map.clone().requires_grad_()
@@ -134,7 +131,7 @@ def test_a_pass_under_inference_mode_leaves_training_usable():
 
 
 def test_a_pass_on_the_meta_device_leaves_the_cpu_usable():
-    feature_map = random_map(2, 3, 11, 13)  # a size used nowhere else
+    feature_map = random(2, 3, 11, 13)  # a size used nowhere else
     with torch.device("meta"):
         shapes = [regions.shape for regions in decouple(torch.empty(2, 3, 11, 13))]
     regions = decouple(feature_map)
@@ -143,15 +140,15 @@ def test_a_pass_on_the_meta_device_leaves_the_cpu_usable():
 
 
 def test_tokens_are_laid_out_row_by_row():
-    feature_map = random_map(2, 3, 4, 4)
+    feature_map = random(2, 3, 4, 4)
     tokens = feature_map.flatten(2).transpose(1, 2)
     assert_close(tokens_to_map(tokens), feature_map)
-    with_class_tokens = torch.cat([random_map(2, 2, 3, seed=1), tokens], dim=1)
+    with_class_tokens = torch.cat([random(2, 2, 3, seed=1), tokens], dim=1)
     assert_close(tokens_to_map(with_class_tokens, class_tokens=2), feature_map)
 
 
 def test_tokens_of_a_grid_that_is_no_square():
-    feature_map = random_map(2, 3, 2, 8)
+    feature_map = random(2, 3, 2, 8)
     tokens = feature_map.flatten(2).transpose(1, 2)
     assert_close(tokens_to_map(tokens, map_size=(2, 8)), feature_map)
     # 16 tokens fill a square too, so only `map_size` tells the two apart.
@@ -173,13 +170,13 @@ def test_tokens_of_a_grid_that_is_no_square():
 )
 def test_malformed_scales(scales, got):
     with pytest.raises(SettingError, match=rf"`scales` .*distinct positive integers.* got {got}"):
-        decouple(random_map(1, 2, 8, 8), scales)
+        decouple(random(1, 2, 8, 8), scales)
 
 
 @pytest.mark.parametrize("overlap", [-0.1, 1, 1.5, "0.5", None, True, float("nan")])
 def test_malformed_overlap(overlap):
     with pytest.raises(SettingError, match=rf"`overlap` .*\[0, 1\).* got {overlap!r}"):
-        decouple(random_map(1, 2, 8, 8), (1,), overlap)
+        decouple(random(1, 2, 8, 8), (1,), overlap)
 
 
 @pytest.mark.parametrize("overlap", [0, 0.5])
@@ -187,13 +184,13 @@ def test_malformed_overlap(overlap):
 def test_a_scale_larger_than_the_map(shape, overlap):
     side = min(shape[2:], default=1)
     with pytest.raises(SettingError, match=rf"`scales` .* scale 4 for a side of {side}"):
-        decouple(random_map(*shape), (1, 4), overlap)
+        decouple(random(*shape), (1, 4), overlap)
 
 
 @pytest.mark.parametrize("shape", [(4,), (2, 3, 4), (1, 2, 3, 4, 5)])
 def test_a_tensor_that_is_no_map(shape):
     with pytest.raises(SettingError, match=r"`feature_map` .*\(N, C, H, W\) or \(N, C\)") as caught:
-        decouple(random_map(*shape))
+        decouple(random(*shape))
     assert str(shape) in str(caught.value)
 
 
@@ -215,4 +212,4 @@ def test_a_map_of_whole_numbers(dtype):
 )
 def test_tokens_that_fill_no_grid(length, class_tokens, map_size, message):
     with pytest.raises(SettingError, match=message):
-        tokens_to_map(random_map(2, length, 3), class_tokens, map_size)
+        tokens_to_map(random(2, length, 3), class_tokens, map_size)

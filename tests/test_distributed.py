@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from mmrazor.registry import MODELS
+from seeded import random
 from tolerances import assert_close
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
@@ -58,10 +59,6 @@ def both(tmp_path_factory):
             return [result for _, result in sorted(future.result() for future in futures)]
 
         yield run
-
-
-def random(*shape, seed):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def own_rows(whole):

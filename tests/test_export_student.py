@@ -3,7 +3,6 @@ for bit."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ import mmcv
 import numpy as np
 import pytest
 import torch
+import toy
 from mmengine.config import Config
 from mmengine.dataset import default_collate
 from mmengine.logging import HistoryBuffer
@@ -28,17 +28,13 @@ from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier
 
-ROOT = Path(__file__).resolve().parent.parent
-TOOL = ROOT / "tools" / "export_student.py"
+TOOL = toy.ROOT / "tools" / "export_student.py"
 CLASSES = tuple("abcdefghij")
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("export_student", TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return toy.tool("export_student")
 
 
 def randomized(config: dict[str, Any]) -> nn.Module:
@@ -265,7 +261,7 @@ def test_mmpretrain_loads_it_in_a_fresh_process(tool: ModuleType, tmp_path: Path
 
 
 def run(command: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(toy.ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path}
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 

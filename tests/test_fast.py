@@ -146,13 +146,13 @@ def test_fast_as_a_second_base_is_the_same_and_options_come_later(tmp_path):
 
 
 def test_fast_without_the_configs_beside_the_package(tmp_path, monkeypatch):
-    monkeypatch.setattr(launch.config, "FAST", tmp_path / "fast.py")  # as pip install . leaves it
+    monkeypatch.setattr(switches, "FAST", tmp_path / "fast.py")  # as pip install . leaves it
     with pytest.raises(SettingError, match=r"`--fast` .* \(pip install -e \.\), but got "):
         load(CONFIGS / "kd_r34_r18_imagenet.py")
 
 
 def test_fast_leaves_out_what_cannot_be(monkeypatch):
-    settings = Config.fromfile(switches.FAST).fast
+    settings = switches.fast_settings()
     cfg = load(CONFIGS / "kd_r34_r18_imagenet.py", fast=False)
     for change in (
         dict(teacher_trainable=True),
@@ -214,7 +214,7 @@ def test_fast_with_types_as_pure_python_configs_have_and_dump_them(preprocessor)
     cfg = load(CONFIGS / "mskd_r34_r18_imagenet.py", fast=False)
     cfg.data_preprocessor.type = cfg.model.data_preprocessor.type = preprocessor
     cfg.train_dataloader.collate_fn.type = default_collate
-    use_fast(cfg, Config.fromfile(switches.FAST).fast)
+    use_fast(cfg, switches.fast_settings())
     assert cfg.train_dataloader.collate_fn.type == "collate_batch"
     for part in (cfg, cfg.model):
         assert part.data_preprocessor.type == "mmpretrain.BatchDataPreprocessor"

@@ -8,6 +8,7 @@ import feature_oracles as oracles
 import pytest
 import torch
 from mmrazor.registry import MODELS
+from seeded import random
 from tolerances import assert_close
 from torch.autograd import gradcheck
 
@@ -65,11 +66,6 @@ def build(kind, **settings):
         assert_close(loss.log_scale, torch.full((5,), expected), torch.float32)
         loss.log_scale.data.fill_(expected)
     return loss
-
-
-def random(*shape, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def features(kind, name, size=SIZE):

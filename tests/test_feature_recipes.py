@@ -12,6 +12,7 @@ import toy
 from feature_oracles import dot
 from mmengine.registry import DATASETS, MODELS, init_default_scope
 from mmpretrain.structures import DataSample
+from seeded import random
 from tolerances import assert_close
 
 from mskd_plugin import recipes
@@ -221,11 +222,6 @@ def test_the_larger_map_of_a_student_is_pooled_before_the_regressor_of_vid():
     assert [connector["pool"] for connector in connectors.values()] == [2, 2, 2]
     connectors = parts("vid", "wrn_40_2", "ShuffleV1")["connectors"]
     assert [connector["pool"] for connector in connectors.values()] == [1, 1, 1]
-
-
-def random(*shape, seed):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64)
 
 
 def build_connector(kind, **settings):

@@ -9,6 +9,7 @@ import map_oracles as oracles
 import pytest
 import torch
 from mmrazor.registry import MODELS
+from seeded import random
 from tolerances import assert_close
 from torch.autograd import gradcheck
 
@@ -17,11 +18,6 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.losses.overhaul import negative_mean
 
 SIZE = 3
-
-
-def random(*shape, seed, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def lists(value):

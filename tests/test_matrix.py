@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 from pathlib import Path
 
 import pytest
 import torch
+import toy
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 from torch import nn
@@ -152,9 +152,7 @@ def test_the_method_names_the_work_dir(tmp_path):
 
 
 def test_the_list_shows_what_works(capsys):
-    spec = importlib.util.spec_from_file_location("list_configs", ROOT / "tools/list_configs.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
+    tool = toy.tool("list_configs")
     tool.main(["--pair", "wrn-40-2_wrn"])
     printed = capsys.readouterr().out
     assert "| mskd | x | x |" in printed

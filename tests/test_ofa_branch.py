@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.registry import MODELS
+from seeded import random
 from token_oracles import ofa_branch
 from tolerances import assert_close
 
@@ -14,10 +15,6 @@ from mskd_plugin.connectors.ofa import count_mergings
 from mskd_plugin.errors import SettingError
 
 F64 = torch.float64
-
-
-def random(*shape, seed=0, dtype=F64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def branch(seed=0, **settings):

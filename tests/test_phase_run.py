@@ -299,6 +299,6 @@ def test_several_processes_need_the_setting(tmp_path):
     runner.model = type("Wrapped", (), {"module": runner.model, "find_unused_parameters": False})()
     hook = next(hook for hook in runner.hooks if type(hook).__name__ == "PhaseHook")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mskd_plugin.hooks.phases.is_model_wrapper", lambda model: True)
+        patch.setattr("mskd_plugin.unwrapped.is_model_wrapper", lambda model: True)
         with pytest.raises(SettingError, match="find_unused_parameters.*True.*False"):
             hook.before_train(runner)

@@ -23,13 +23,13 @@ from mskd_plugin.hooks.preflight import (
     _unchanged,
     _watch_categorization,
     check_batch_size,
-    check_data_roots,
     check_losses,
     check_teacher,
     tell_accumulation,
 )
 from mskd_plugin.hooks.trial import check_recorded, first_images, read_items
 from mskd_plugin.launch import build_runner
+from mskd_plugin.launch.checks import check_data_roots
 from mskd_plugin.switches import use_in_memory
 
 

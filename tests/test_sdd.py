@@ -7,6 +7,7 @@ import pytest
 import torch
 from logit_oracles import dkd_of_sample, kd_of_sample, nkd_of_sample, sdd, sdd_regions
 from mmrazor.registry import MODELS
+from seeded import random
 from tolerances import assert_close
 from torch.nn import functional as F
 
@@ -20,11 +21,6 @@ OF_SAMPLE = {"kd": kd_of_sample, "dkd": dkd_of_sample, "nkd": nkd_of_sample}
 SIZE, CLASSES = 4, 3
 LABELS = torch.tensor([0, 1, 2, 1])
 SIDES = ("student", "teacher")
-
-
-def random(*shape, seed, dtype=torch.float64):
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
 def case(student=(5, 8, 8), teacher=(6, 8, 8), dtype=torch.float64, size=SIZE):

@@ -25,10 +25,6 @@ SIDES = ("student", "teacher")
 F64 = torch.float64
 
 
-def random(*shape, seed=0, dtype=F64):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
-
-
 # --- methods on pairs of tiny networks -----------------------------------------------------------
 
 PAIRS = [

@@ -5,15 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from mmengine.registry import MODELS
+from seeded import random
 from token_oracles import laid_out
 from tolerances import assert_close
 
 from mskd_plugin.connectors import MultiScaleDecouplingConnector, TokensToMapConnector
 from mskd_plugin.errors import SettingError
-
-
-def random(*shape):
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
 @pytest.mark.parametrize("class_tokens", [0, 1, 2])

@@ -13,23 +13,12 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from mmpretrain.registry import MODELS
+import toy
 from torch import Tensor, nn
 
 import mskd_plugin  # noqa: F401  (registers the networks)
 from mskd_plugin.checkpoints.weights import class_count, load_weights
 from mskd_plugin.errors import SettingError
-from mskd_plugin.networks import classifier
-
-
-def build(name: str = "resnet8", num_classes: int = 10, seed: int = 0) -> nn.Module:
-    torch.manual_seed(seed)
-    model = MODELS.build(classifier(name, num_classes))
-    for name, buffer in model.named_buffers():
-        if name.endswith(("running_mean", "running_var")):
-            buffer.copy_(torch.rand(buffer.shape) + 0.5)
-    model.eval()
-    return model
 
 
 def plain(model: nn.Module, head: str = "fc") -> dict[str, Tensor]:
@@ -41,7 +30,7 @@ def plain(model: nn.Module, head: str = "fc") -> dict[str, Tensor]:
 
 
 def distilled(student: nn.Module) -> dict[str, Tensor]:
-    teacher = {f"teacher.{k}": v for k, v in build("resnet14").state_dict().items()}
+    teacher = {f"teacher.{k}": v for k, v in toy.network("resnet14").state_dict().items()}
     connector = {"distiller.connectors.stage3.weight": torch.rand(2)}
     return {f"architecture.{k}": v for k, v in student.state_dict().items()} | teacher | connector
 
@@ -87,7 +76,7 @@ def assert_equal_weights(model: nn.Module, other: nn.Module) -> None:
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_in_every_wrapping(layout: str, wrapping: str, tmp_path: Path) -> None:
-    source, target = build(seed=1), build(seed=2)
+    source, target = toy.network(seed=1), toy.network(seed=2)
     path = tmp_path / "weights.pth"
     torch.save(WRAPPINGS[wrapping](LAYOUTS[layout](source)), path)
     assert load_weights(target, path) == layout.split(",")[0]
@@ -103,7 +92,7 @@ def test_torchvision_networks_give_their_own_logits(name: str, tmp_path: Path) -
             buffer.copy_(torch.rand(buffer.shape) + 0.5)
     path = tmp_path / f"{name}.pth"
     torch.save(reference.state_dict(), path)
-    model = build(name, num_classes=7)
+    model = toy.network(name, num_classes=7)
     assert load_weights(model, str(path)) == "torchvision"
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
@@ -111,7 +100,7 @@ def test_torchvision_networks_give_their_own_logits(name: str, tmp_path: Path) -
 
 
 def test_files_of_old_torch_and_without_batch_counts(tmp_path: Path) -> None:
-    source, target = build(seed=1), build(seed=2)
+    source, target = toy.network(seed=1), toy.network(seed=2)
     target.state_dict()["backbone.bn1.num_batches_tracked"].fill_(5)
     weights = {k: v for k, v in plain(source).items() if not k.endswith("num_batches_tracked")}
     path = tmp_path / "old.pth"
@@ -124,7 +113,7 @@ def test_files_of_old_torch_and_without_batch_counts(tmp_path: Path) -> None:
 
 
 def test_values_keep_the_precision_of_the_model(tmp_path: Path) -> None:
-    source, target = build(seed=1), build(seed=2)
+    source, target = toy.network(seed=1), toy.network(seed=2)
     path = tmp_path / "half.pth"
     torch.save(
         {k: v.half() if v.is_floating_point() else v for k, v in plain(source).items()}, path
@@ -152,7 +141,7 @@ def drop(key: str) -> object:
             r"head.fc.bias is \(100,\) instead of \(10,\)\.$",
         ),
         (
-            lambda w: plain(build("resnet20")),
+            lambda w: plain(toy.network("resnet20")),
             r"72 unexpected keys: backbone.layer1.1.conv1.weight, .* and 62 more\.$",
         ),
         (
@@ -163,9 +152,9 @@ def drop(key: str) -> object:
     ],
 )
 def test_weights_that_do_not_fit(change: object, message: str, tmp_path: Path) -> None:
-    target, untouched = build(seed=2), build(seed=2)
+    target, untouched = toy.network(seed=2), toy.network(seed=2)
     path = tmp_path / "other.pth"
-    torch.save({"model": change(plain(build(seed=1)))}, path)
+    torch.save({"model": change(plain(toy.network(seed=1)))}, path)
     with pytest.raises(SettingError, match=message) as error:
         load_weights(target, path)
     assert str(error.value).startswith(
@@ -176,11 +165,11 @@ def test_weights_that_do_not_fit(change: object, message: str, tmp_path: Path) -
 
 
 def test_the_student_of_a_distillation_must_be_whole(tmp_path: Path) -> None:
-    weights = distilled(build(seed=1))
+    weights = distilled(toy.network(seed=1))
     del weights["architecture.head.fc.bias"]
     torch.save({"state_dict": weights}, tmp_path / "distilled.pth")
     with pytest.raises(SettingError, match="layout of mmrazor has 1 missing keys: head.fc.bias"):
-        load_weights(build(), tmp_path / "distilled.pth")
+        load_weights(toy.network(), tmp_path / "distilled.pth")
 
 
 class Payload:
@@ -193,12 +182,12 @@ class Payload:
 @pytest.mark.parametrize("old_format", [False, True])
 def test_files_that_could_run_code_are_refused(old_format: bool, tmp_path: Path) -> None:
     path = tmp_path / "bad.pth"
-    content = {"model": plain(build()), "best": Payload()}
+    content = {"model": plain(toy.network()), "best": Payload()}
     torch.save(content, path, _use_new_zipfile_serialization=not old_format)
     with pytest.raises(
         SettingError, match=r"holds an object of type \S+; .*torch.save\(model.state_dict"
     ):
-        load_weights(build(), path)
+        load_weights(toy.network(), path)
     assert not Path(__file__).with_name("ran").exists()
 
 
@@ -224,12 +213,12 @@ def test_files_that_are_no_checkpoints(content: object, message: str, tmp_path: 
     else:
         torch.save(content, path)
     with pytest.raises(SettingError, match=message):
-        load_weights(build(), path)
+        load_weights(toy.network(), path)
 
 
 @pytest.mark.parametrize("old_format", [False, True])
 def test_files_that_were_cut_off(old_format: bool, tmp_path: Path) -> None:
-    path, model = tmp_path / "cut.pth", build()
+    path, model = tmp_path / "cut.pth", toy.network()
     torch.save(plain(model), path, _use_new_zipfile_serialization=not old_format)
     whole = path.read_bytes()
     for kept in range(0, len(whole), len(whole) // 90):
@@ -252,7 +241,7 @@ def test_files_that_were_cut_off(old_format: bool, tmp_path: Path) -> None:
 )
 def test_sources_that_do_not_exist(source: str, message: str) -> None:
     with pytest.raises(SettingError, match=message):
-        load_weights(build(), source, setting="checkpoint")
+        load_weights(toy.network(), source, setting="checkpoint")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +256,7 @@ def test_torchvision_names(source: str, cache: Path, monkeypatch: pytest.MonkeyP
         torch.save(weights, path)
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", download)
-    model = build("resnet34", num_classes=1000)
+    model = toy.network("resnet34", num_classes=1000)
     for _ in range(2):  # the second time from the cache
         assert load_weights(model, source) == "torchvision"
     assert torch.equal(model.head.fc.weight, weights["fc.weight"])
@@ -289,25 +278,25 @@ def served(folder: Path) -> Iterator[str]:
 
 
 def test_addresses_with_equal_file_names(cache: Path, tmp_path: Path) -> None:
-    models = {name: build(seed=seed) for seed, name in enumerate(("a", "b"))}
+    models = {name: toy.network(seed=seed) for seed, name in enumerate(("a", "b"))}
     for name, model in models.items():
         (tmp_path / "site" / name).mkdir(parents=True)
         torch.save({"model": plain(model)}, tmp_path / "site" / name / "ckpt_epoch_240.pth")
     with served(tmp_path / "site") as address:
         for name, model in models.items():
-            target = build(seed=9)
+            target = toy.network(seed=9)
             assert load_weights(target, f"{address}/{name}/ckpt_epoch_240.pth") == "torchvision"
             assert_equal_weights(target, model)
         with pytest.raises(
             SettingError,
             match=r"that can be downloaded, but got .*404.* A file put at .*c.pth is used",
         ):
-            load_weights(build(), f"{address}/c.pth")
+            load_weights(toy.network(), f"{address}/c.pth")
     assert len(list(cache.glob("*/ckpt_epoch_240.pth"))) == 2
 
 
 def test_class_count() -> None:
-    model = build(num_classes=17)
+    model = toy.network(num_classes=17)
     for layout in LAYOUTS.values():
         assert class_count(layout(model)) == 17
     assert class_count({"conv1.weight": torch.zeros(1)}) is None

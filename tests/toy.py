@@ -21,6 +21,7 @@ from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from mmrazor.registry import MODELS
 
+from mskd_plugin import networks
 from mskd_plugin.errors import SettingError
 from mskd_plugin.launch import build_runner, use_method
 from mskd_plugin.recipes import METHODS
@@ -48,6 +49,16 @@ def classifier(role: str, num_classes: int = CLASSES, **backbone: Any) -> dict[s
             loss=dict(type="CrossEntropyLoss"),
         ),
     )
+
+
+def network(name: str = "resnet8", num_classes: int = CLASSES, seed: int = 0) -> BaseModel:
+    """Build a network by its name, with statistics as if it had been trained, in eval mode."""
+    torch.manual_seed(seed)
+    model = MODELS.build(networks.classifier(name, num_classes))
+    for buffer_name, buffer in model.named_buffers():
+        if buffer_name.endswith(("running_mean", "running_var")):
+            buffer.copy_(torch.rand(buffer.shape) + 0.5)
+    return model.eval()
 
 
 def distiller(**loss: Any) -> dict[str, Any]:

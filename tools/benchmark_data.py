@@ -30,16 +30,13 @@ from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS, MODELS
 
 from mskd_plugin.cli import run_tool
+from mskd_plugin.config_parts import inner_dataset, type_name
 from mskd_plugin.errors import SettingError, check_output
 from mskd_plugin.files import write_json
-from mskd_plugin.hooks.preflight import check_data_roots
 from mskd_plugin.launch import TRAINING, Count, add_overrides, check_batches, load_config
-from mskd_plugin.measure import (
-    device_name,
-    markdown_table,
-    synchronize,
-)
-from mskd_plugin.switches import type_name, use_in_memory
+from mskd_plugin.launch.checks import check_data_roots
+from mskd_plugin.measure import device_name, markdown_table, quartiles, synchronize
+from mskd_plugin.switches import use_in_memory
 
 
 @DATASETS.register_module()
@@ -131,9 +128,7 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
         options = {"cfg_options": args.cfg_options, "work_dir": None, "launcher": "none"}
         cfg = load_config(argparse.Namespace(config=path, **options), TRAINING[:1])
         if args.images:
-            inner = cfg.train_dataloader.dataset
-            while "pipeline" not in inner and "dataset" in inner:
-                inner = inner.dataset
+            inner = inner_dataset(cfg.train_dataloader.dataset)
             drawn = {"count": args.images, "side": args.side, "pipeline": inner.pipeline}
             if any(type_name(step) == "LoadImageFromFile" for step in inner.pipeline):
                 raise SettingError(
@@ -159,14 +154,13 @@ def report(subjects: list[Subject]) -> list[dict[str, Any]]:
     for subject in subjects:
         first = next(s for s in subjects if s.batch_size == subject.batch_size)
         cpu, wall = statistics.median(subject.cpu), statistics.median(subject.wall)
-        low, _, high = statistics.quantiles(subject.cpu, n=4, method="inclusive")
         rows.append(
             {
                 "config": subject.name,
                 "batch size": subject.batch_size,
                 "ms per batch": 1e3 * wall,
                 "CPU ms per batch": 1e3 * cpu,
-                "quartiles": [1e3 * low, 1e3 * high],
+                "quartiles": quartiles(subject.cpu),
                 "images per second and core": subject.batch_size / cpu,
                 # Turn by turn: both saw the same state of the machine.
                 "relative": statistics.median(a / b for a, b in zip(first.cpu, subject.cpu)),

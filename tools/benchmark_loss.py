@@ -23,12 +23,7 @@ from mskd_plugin.files import write_json
 from mskd_plugin.functional.decoupling import DEFAULT_SCALES
 from mskd_plugin.launch import Count
 from mskd_plugin.losses import MultiScaleContrastiveLoss
-from mskd_plugin.measure import (
-    by_turns,
-    device_name,
-    markdown_table,
-    peak_memory,
-)
+from mskd_plugin.measure import by_turns, device_name, markdown_table, peak_memory, quartiles
 
 
 class Case:
@@ -68,7 +63,6 @@ def measure(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]
     times = by_turns([case.run for case in cases], args.repeats, warmup=1)
     rows = []
     for case, taken in zip(cases, times):
-        low, _, high = statistics.quantiles(taken, n=4, method="inclusive")
         rows.append(
             {
                 "batch size": case.batch_size,
@@ -76,7 +70,7 @@ def measure(cases: list[Case], args: argparse.Namespace) -> list[dict[str, Any]]
                 "regions": case.regions,
                 "ms": 1e3 * statistics.median(taken),
                 "ms per image": 1e3 * statistics.median(taken) / case.batch_size,
-                "quartiles": [1e3 * low, 1e3 * high],
+                "quartiles": quartiles(taken),
                 "peak memory (MiB)": peak_memory(case.run),
                 "similarities": case.batch_size**2 * case.regions
                 + case.batch_size * sum(scale**4 for scale in case.scales if scale > 1),

@@ -22,12 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from mmengine.config import Config
 from mmengine.dist import get_world_size, is_main_process
 from mmengine.hooks import RuntimeInfoHook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper
 from mmengine.registry import FUNCTIONS
-from mmengine.runner import Runner
 from mmpretrain.structures import DataSample
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -44,9 +43,11 @@ from mskd_plugin.measure import (
     markdown_table,
     matrix_rate,
     peak_memory,
+    quartiles,
     synchronize,
 )
 from mskd_plugin.switches import use_mixed_precision
+from mskd_plugin.unwrapped import model_of
 
 #: Parts of a step, "step" being the optimizer's. The rest is what lies between them.
 FORWARDS = ("teacher forward", "student forward", "connectors and losses")
@@ -65,22 +66,9 @@ class Subject:
 
     def __init__(self, name: str, args: argparse.Namespace, fast: bool = False) -> None:
         self.name = f"{Path(name).stem}{', fast' if fast else ''}"
-        launcher = "pytorch" if "LOCAL_RANK" in os.environ else "none"
-        cfg = load_config(
-            argparse.Namespace(
-                **{**vars(args), "config": name, "launcher": launcher, "fast": fast}
-            ),
-            TRAINING,
-        )
-        cfg.log_level = "ERROR"
+        cfg = config_of(name, args, fast)
         # mmengine takes runs of one name that begin in the same second for one, with one log.
         cfg.experiment_name = self.name
-        if "teacher_ckpt" in cfg.model:
-            cfg.model.teacher_ckpt = None  # which the preflight would refuse
-            hooks = cfg.get("custom_hooks") or []
-            cfg.custom_hooks = [h for h in hooks if h.get("type") != "PreflightHook"]
-        if args.amp:
-            use_mixed_precision(cfg)
         self.batch_size = args.batch_size or cfg.train_dataloader.batch_size
         cfg.train_dataloader.batch_size = self.batch_size
         collate = cfg.train_dataloader.get("collate_fn", {}).get("type", "pseudo_collate")
@@ -94,10 +82,10 @@ class Subject:
             wrapper, cfg.optim_wrapper, cfg.param_scheduler = cfg.optim_wrapper, None, None
         self.runner = runner = build_runner(cfg)
         self.model: Any = runner.model  # whose methods nn.Module does not know
-        self.inner = self.model.module if is_model_wrapper(self.model) else self.model
+        self.inner = model_of(runner)
         self.student = getattr(self.inner, "architecture", self.inner)
         if args.real:
-            self.batches = self._real(runner)
+            self.batches = self._real()
         else:
             runner.optim_wrapper = runner.build_optim_wrapper(wrapper)
             self.batches = self._synthetic(side, collate)
@@ -107,25 +95,23 @@ class Subject:
         self.model.train()
         self.log: Any = None
         self.networks: list[FastNetworksHook] = []
-        self._begin(runner)
+        self._begin()
         self.seconds: list[float] = []
         self.parts: dict[str, list[float]] = defaultdict(list)
 
-    def _begin(self, runner: Runner) -> None:
+    def _begin(self) -> None:
         """Let the hooks that have a part in each step begin it; compilation comes last."""
-        networks = [hook for hook in runner.hooks if isinstance(hook, FastNetworksHook)]
-        for hook in networks:
-            hook.before_run(runner)
+        networks = [hook for hook in self.runner.hooks if isinstance(hook, FastNetworksHook)]
         self.flops = self._count_operations()
         for hook in networks:
-            hook.before_train(runner)
-            hook.before_train_epoch(runner)
+            hook.before_train(self.runner)
+            hook.before_train_epoch(self.runner)
         self.networks = networks
-        for hook in runner.hooks:
+        for hook in self.runner.hooks:
             if isinstance(hook, RuntimeInfoHook):
                 self.log = hook
                 if isinstance(hook, DeferredRuntimeInfoHook):
-                    DeferringMessageHub.adopt(runner.message_hub)
+                    DeferringMessageHub.adopt(self.runner.message_hub)
 
     def _synthetic(self, side: int | None, collate: str) -> Iterator[dict[str, Any]]:
         """Give one batch, as the config's loader joins it, again and again from the model's
@@ -149,10 +135,9 @@ class Subject:
         while True:
             yield dict(batch)
 
-    @staticmethod
-    def _real(runner: Any) -> Iterator[dict[str, Any]]:
+    def _real(self) -> Iterator[dict[str, Any]]:
         while True:
-            yield from runner.train_dataloader
+            yield from self.runner.train_dataloader
 
     def step(self) -> None:
         """Take one training step, and log its losses as the runner does."""
@@ -203,6 +188,21 @@ class Subject:
         return int(counter.get_total_flops())
 
 
+def config_of(name: str, args: argparse.Namespace, fast: bool) -> Config:
+    """Read a config as training would, with a teacher of random weights."""
+    launcher = "pytorch" if "LOCAL_RANK" in os.environ else "none"
+    given = {**vars(args), "config": name, "launcher": launcher, "fast": fast}
+    cfg = load_config(argparse.Namespace(**given), TRAINING)
+    cfg.log_level = "ERROR"
+    if "teacher_ckpt" in cfg.model:
+        cfg.model.teacher_ckpt = None  # which the preflight would refuse
+        hooks = cfg.get("custom_hooks") or []
+        cfg.custom_hooks = [h for h in hooks if h.get("type") != "PreflightHook"]
+    if args.amp:
+        use_mixed_precision(cfg)
+    return cfg
+
+
 @contextmanager
 def stopwatch(spent: dict[str, float], watched: list[tuple[str, Any, str]]) -> Iterator[None]:
     """Add the time of the watched methods to ``spent``."""
@@ -242,7 +242,6 @@ def report(
         median = statistics.median(subject.seconds)
         parts = {part: 1e3 * statistics.median(subject.parts[part]) for part in PARTS}
         of_first = rows[0]["parts (ms)"] if rows else parts
-        spread = statistics.quantiles(subject.seconds, n=4, method="inclusive")
         flops = subject.flops
         rows.append(
             {
@@ -250,7 +249,7 @@ def report(
                 "batch size": subject.batch_size,
                 "processes": get_world_size(),
                 "ms per step": 1e3 * median,
-                "quartiles": [1e3 * spread[0], 1e3 * spread[2]],
+                "quartiles": quartiles(subject.seconds),
                 "images per second": subject.batch_size * get_world_size() / median,
                 "relative time": median / statistics.median(subjects[0].seconds),
                 # Pair by pair: the steps of one turn saw the same state of the machine.

@@ -290,18 +290,12 @@ def environments(jobs: int) -> SimpleQueue[dict[str, str]]:
     return queue
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Train all, then print the table and draw the plot."""
-    args = parse_args(argv)
-    start = time.time()
-    work_dir = args.work_dir or Path("work_dirs") / f"compare_{Path(args.config).stem}"
-    check_output("--work-dir", work_dir, folder=True)
-    recipe, configs = check(args)
-    check_recipe(work_dir, recipe, args.fresh)
-    try_first_steps(configs)
-    if args.fresh and work_dir.exists():
-        shutil.rmtree(work_dir)
-    note_recipe(work_dir, recipe)
+def train_all(args: argparse.Namespace, work_dir: Path) -> dict[str, list[Result]]:
+    """Train the teacher, if it is to be trained, then every method over the seeds, side by side.
+
+    Returns:
+        From each method to its results, seed by seed.
+    """
     running: set[subprocess.Popen] = set()
     teacher = args.teacher
     if is_config(teacher):
@@ -339,8 +333,22 @@ def main(argv: list[str] | None = None) -> None:
                 time.sleep(0.1)
             raise
         runs = {job: future.result() for job, future in futures.items()}
-    results = {name: [runs[seed, name] for seed in range(args.seeds)] for name in args.methods}
+    return {name: [runs[seed, name] for seed in range(args.seeds)] for name in args.methods}
 
+
+def main(argv: list[str] | None = None) -> None:
+    """Train all, then print the table and draw the plot."""
+    args = parse_args(argv)
+    start = time.time()
+    work_dir = args.work_dir or Path("work_dirs") / f"compare_{Path(args.config).stem}"
+    check_output("--work-dir", work_dir, folder=True)
+    recipe, configs = check(args)
+    check_recipe(work_dir, recipe, args.fresh)
+    try_first_steps(configs)
+    if args.fresh and work_dir.exists():
+        shutil.rmtree(work_dir)
+    note_recipe(work_dir, recipe)
+    results = train_all(args, work_dir)
     text = table(results)
     with written_whole(work_dir / "results.md") as file:
         file.write_text(text + "\n", encoding="utf-8")

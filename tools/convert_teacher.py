@@ -64,11 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     """Convert."""
     args = parse_args(argv)
     expected_classes = args.num_classes or network(args.net).num_classes
-    check_output("DST", args.dst, inputs={"SRC": args.src})
-    if args.dst.exists() and not args.force:
-        raise SettingError(
-            "DST", "a new file, or --force to overwrite it", f"{str(args.dst)!r}, which is there"
-        )
+    check_output("DST", args.dst, inputs={"SRC": args.src}, force=args.force)
     weights = weights_of(read_checkpoint(args.src, setting="SRC"), args.src, setting="SRC")
     classes = class_count(weights) or expected_classes
     try:

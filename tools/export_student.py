@@ -28,6 +28,7 @@ from mmpretrain.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 import mskd_plugin
 from mskd_plugin.checkpoints.weights import STUDENT_PREFIX, fit_weights, read_checkpoint, weights_of
 from mskd_plugin.cli import run_tool
+from mskd_plugin.config_parts import inner_dataset
 from mskd_plugin.errors import SettingError, check_output
 from mskd_plugin.files import written_whole
 from mskd_plugin.hooks.data_checks import trained_classes
@@ -143,14 +144,6 @@ def class_names(checkpoint: Mapping[str, Any], dataset: Mapping[str, Any]) -> li
     return None if names is None else list(names)
 
 
-def inner_dataset(dataloader: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the config of the data set with a pipeline, inside its wrappers."""
-    dataset = dataloader.get("dataset", {})
-    while "pipeline" not in dataset and isinstance(dataset.get("dataset"), dict):
-        dataset = dataset["dataset"]
-    return dataset
-
-
 def testing_part(
     cfg: Config,
     loader: dict[str, Any],
@@ -165,7 +158,7 @@ def testing_part(
     where files are read as BGR: they are replaced by a folder of images, and the preprocessing
     flips the channels (in place).
     """
-    dataset = inner_dataset(loader)
+    dataset = inner_dataset(loader.get("dataset", {}))
     pipeline = dataset.get("pipeline") or [{"type": "PackInputs"}]
     kinds = [transform["type"] for transform in pipeline]
     if LOADING not in kinds:
@@ -226,14 +219,9 @@ def main(argv: list[str] | None = None) -> None:
     out_config = args.out.with_suffix(".py")
     if args.out.suffix != ".pth":
         raise SettingError("OUT.pth", "a file name that ends with .pth", repr(str(args.out)))
+    inputs = {"CONFIG": args.config, "CHECKPOINT": args.checkpoint}
     for path in (args.out, out_config):
-        check_output("OUT.pth", path, inputs={"CONFIG": args.config, "CHECKPOINT": args.checkpoint})
-        if path.exists() and not args.force:
-            raise SettingError(
-                "OUT.pth",
-                "a new file, or --force to overwrite it",
-                f"{str(path)!r}, which is there",
-            )
+        check_output("OUT.pth", path, inputs=inputs, force=args.force)
     cfg = read_config(args.config, setting="CONFIG")
     if "model" not in cfg:
         raise SettingError("CONFIG", "a config with a model", repr(str(args.config)))
@@ -242,7 +230,7 @@ def main(argv: list[str] | None = None) -> None:
     student, preprocessor = student_config(cfg)
     state_dict = read_student(student, checkpoint, args.checkpoint, distilled)
     loader = plain(cfg.get("test_dataloader") or cfg.get("val_dataloader") or {})
-    classes = class_names(checkpoint, inner_dataset(loader))
+    classes = class_names(checkpoint, inner_dataset(loader.get("dataset", {})))
 
     testing = testing_part(cfg, loader, preprocessor, classes, args.image_size)
     parts = {"model": student, **testing}

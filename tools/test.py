@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mmengine.model import is_model_wrapper
-
 from mskd_plugin.checkpoints.weights import check_source, load_weights, read_checkpoint
 from mskd_plugin.cli import run_tool
 from mskd_plugin.hooks.data_checks import compare_classes, trained_classes
@@ -21,6 +19,7 @@ from mskd_plugin.launch import (
     keep_student_only,
     load_config,
 )
+from mskd_plugin.unwrapped import model_of
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -52,8 +51,7 @@ def main(argv: list[str] | None = None) -> None:
     if (Path(cfg.work_dir) / Path(cfg.filename).name).exists():
         cfg.work_dir = str(Path(cfg.work_dir) / "test")
     runner = build_runner(cfg)
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
-    load_weights(model, args.checkpoint, setting="checkpoint")
+    load_weights(model_of(runner), args.checkpoint, setting="checkpoint")
     compare_classes(
         trained_classes(read_checkpoint(args.checkpoint, setting="checkpoint")),
         runner.test_dataloader.dataset,

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mskd_plugin.checkpoints.stated_config import stated_config
+from mskd_plugin.config_parts import type_name
 from mskd_plugin.errors import SettingError
 
 #: Differences up to this share of the standard deviation are roundings of one published number.
@@ -87,16 +88,12 @@ def image_source(dataset: Any) -> str | None:
     pipeline = _settings(dataset).get("pipeline")
     if not isinstance(pipeline, list) or not all(isinstance(t, dict) for t in pipeline):
         return None
-    kinds = [_last_name(transform.get("type")) for transform in pipeline]
+    kinds = [type_name(transform) for transform in pipeline]
     for kind, transform in zip(kinds, pipeline):
         # Before MMEngine it was `Normalize` that reversed them.
         if kind != "Normalize" and {"to_rgb", "to_bgr"} & transform.keys():
             return None
-    return _FILES if _FILES in kinds else _last_name(dataset.get("type"))
-
-
-def _last_name(kind: Any) -> str:
-    return str(getattr(kind, "__name__", kind)).split(".")[-1]
+    return _FILES if _FILES in kinds else type_name(dataset)
 
 
 def _normalization_place(top: Mapping[str, Any]) -> dict[str, Any]:

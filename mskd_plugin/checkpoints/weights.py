@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from mskd_plugin.checkpoints.normalization import check_normalization
 from mskd_plugin.checkpoints.plain_pickle import load_plain
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_file
 
 Weights = dict[str, Tensor]
 
@@ -324,27 +324,19 @@ def check_source(source: str, setting: str) -> tuple[str, str]:
         SettingError: If there is no such file, torchvision has no such model, or the scheme is not
             read.
     """
-    url = source
-    scheme = source.partition("://")[0] if "://" in source else ""
-    if scheme == "torchvision":
-        urls = get_torchvision_models()
-        name = source.partition("://")[2]
-        if name not in urls:
-            raise SettingError(setting, "the name of a torchvision model", repr(source))
-        url = urls[name]
-    elif scheme and scheme not in ("http", "https"):
+    if "://" not in source:
+        return "", str(check_file(setting, source, "a file, a URL or torchvision://NAME"))
+    scheme, _, name = source.partition("://")
+    if scheme in ("http", "https"):
+        return scheme, source
+    if scheme != "torchvision":
         raise SettingError(
             setting, "a path, an http(s):// address or torchvision://NAME", repr(source)
         )
-    elif not scheme:
-        path = Path(source).expanduser()
-        if not path.is_file():
-            what = "a folder" if path.is_dir() else "not there"
-            raise SettingError(
-                setting, "a file, a URL or torchvision://NAME", f"{source!r}, which is {what}"
-            )
-        url = str(path)
-    return scheme, url
+    urls = get_torchvision_models()
+    if name not in urls:
+        raise SettingError(setting, "the name of a torchvision model", repr(source))
+    return scheme, urls[name]
 
 
 def _local_file(source: str, setting: str) -> Path:

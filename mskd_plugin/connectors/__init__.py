@@ -1,7 +1,6 @@
 """Connectors between a recorder and a loss, registered in MMRazor's ``MODELS``."""
 
 from mskd_plugin.connectors.activation_boundary import ActivationBoundaryConnector
-from mskd_plugin.connectors.attention_fusion import AttentionFusionChain
 from mskd_plugin.connectors.fitnet import FitNetRegressor
 from mskd_plugin.connectors.full_precision import FullPrecisionConnector
 from mskd_plugin.connectors.logit_standardization import LogitStandardizationConnector
@@ -13,7 +12,6 @@ from mskd_plugin.connectors.vid import VIDRegressor
 
 __all__ = [
     "ActivationBoundaryConnector",
-    "AttentionFusionChain",
     "FitNetRegressor",
     "FullPrecisionConnector",
     "LogitStandardizationConnector",

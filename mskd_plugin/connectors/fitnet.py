@@ -43,12 +43,9 @@ class FitNetRegressor(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("kernel_size", kernel_size),
-        ):
-            check_count(name, value)
+        check_count("in_channels", in_channels)
+        check_count("out_channels", out_channels)
+        check_count("kernel_size", kernel_size)
         if resize not in RESIZES:
             raise SettingError("resize", f"one of {RESIZES}", repr(resize))
         if resize != "none" and kernel_size != 1:

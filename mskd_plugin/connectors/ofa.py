@@ -82,12 +82,11 @@ class OFABranch(BaseModule):
         num_classes: int,
         halvings: int,
     ) -> None:
-        _check_counts(
-            in_channels=in_channels, hidden_channels=hidden_channels, num_classes=num_classes
-        )
-        check_count("halvings", halvings, least=0)
         super().__init__()
-        self.in_channels = in_channels
+        self.in_channels = check_count("in_channels", in_channels)
+        check_count("hidden_channels", hidden_channels)
+        check_count("num_classes", num_classes)
+        check_count("halvings", halvings, least=0)
         layers: list[nn.Module] = []
         for left in reversed(range(halvings)):
             out_channels = 2 * in_channels if left else hidden_channels
@@ -182,12 +181,10 @@ class OFATokenBranch(BaseModule):
         class_tokens: int = 0,
         pool: str = "average",
     ) -> None:
-        _check_counts(
-            in_channels=in_channels,
-            hidden_channels=hidden_channels,
-            num_classes=num_classes,
-            num_blocks=num_blocks,
-        )
+        check_count("in_channels", in_channels)
+        check_count("hidden_channels", hidden_channels)
+        check_count("num_classes", num_classes)
+        check_count("num_blocks", num_blocks)
         if hidden_channels % HEADS:
             raise SettingError("hidden_channels", f"a multiple of {HEADS} heads", hidden_channels)
         size = check_map_size(map_size)
@@ -246,11 +243,6 @@ class OFATokenBranch(BaseModule):
         if self.pool == "average":
             return self.fc(self.blocks(patches).mean(1))
         return self.fc(self.blocks(torch.cat([class_token, patches], dim=1))[:, 0])
-
-
-def _check_counts(**counts: int) -> None:
-    for name, value in counts.items():
-        check_count(name, value)
 
 
 def _initialize(module: nn.Module) -> None:

@@ -40,13 +40,9 @@ class VIDRegressor(BaseModule):
         init_cfg: dict | list[dict] | None = None,
     ) -> None:
         super().__init__(init_cfg)
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("pool", pool),
-        ):
-            check_count(name, value)
-        self.pool = pool
+        check_count("in_channels", in_channels)
+        check_count("out_channels", out_channels)
+        self.pool = check_count("pool", pool)
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, out_channels, 1, bias=False),
             nn.ReLU(),

@@ -12,7 +12,7 @@ from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmpretrain.engine import SwitchRecipeHook
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
 
 from mskd_plugin.checkpoints.normalization import (
     check_normalization,
@@ -145,7 +145,7 @@ def check_memories(runner: Runner, model: BaseModel) -> None:
     if isinstance(dataset, IterableDataset):
         return
     for name, count in counts.items():
-        if len(getattr(dataset, "datasets", "1")) > 1:
+        if isinstance(dataset, ConcatDataset) and len(dataset.datasets) > 1:
             raise SettingError(
                 "train_dataloader.dataset",
                 f"one data set, whose images have numbers of their own, for {name}",

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mskd_plugin import speed
 from mskd_plugin.errors import check_flag
+from mskd_plugin.unwrapped import model_of, optim_wrappers_of
 
 
 @HOOKS.register_module()
@@ -81,12 +81,11 @@ class FastNetworksHook(Hook):
 
         Not before: weights of another layout would be drawn in another order.
         """
-        wrapper = runner.optim_wrapper
-        wrappers = list(wrapper.values()) if isinstance(wrapper, OptimWrapperDict) else [wrapper]
+        wrappers = optim_wrappers_of(runner)
         self._lay_out(runner)
         for single in wrappers:
             speed.place_state(single.optimizer)
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         if self.cuda_graphs:
             accumulated = max(getattr(single, "_accumulative_counts", 1) for single in wrappers)
             speed.check_cuda_graphs(model, accumulated)

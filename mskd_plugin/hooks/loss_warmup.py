@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from mmengine.device import get_device
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
 from mmengine.runner import IterBasedTrainLoop, Runner
 from torch import Tensor, nn
@@ -17,6 +17,7 @@ from torch.utils.hooks import RemovableHandle
 from mskd_plugin.algorithms.loss_warmup import check_losses_exist, check_warmup, logged_name
 from mskd_plugin.algorithms.two_phase_distill import TwoPhaseDistill
 from mskd_plugin.errors import SettingError
+from mskd_plugin.unwrapped import model_of
 
 
 @HOOKS.register_module()
@@ -64,7 +65,7 @@ class LossWarmupHook(Hook):
             SettingError: See the class.
         """
         self._release()
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         self._warmup = self._merged(getattr(model, "loss_warmup", {}))
         if not self._warmup:
             return

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel, is_model_wrapper
-from mmengine.optim import OptimWrapperDict
+from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
 from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
 
 from mskd_plugin.algorithms.two_phase_distill import TwoPhaseDistill
 from mskd_plugin.errors import SettingError
-from mskd_plugin.schedule import schedulers_of
+from mskd_plugin.unwrapped import model_of, optim_wrappers_of, schedulers_of
 
 
 def check_epochs(model: BaseModel, loop: BaseLoop) -> None:
@@ -58,7 +57,7 @@ class PhaseHook(Hook):
         Raises:
             SettingError: See the class.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         self._model = model if isinstance(model, TwoPhaseDistill) else None
         if self._model is None:
             return
@@ -104,9 +103,8 @@ class PhaseHook(Hook):
                 + f"; {sum(trained):,} parameters train."
             )
         if runner.epoch == model.init_epochs:
-            wrapper = runner.optim_wrapper
-            for single in wrapper.values() if isinstance(wrapper, OptimWrapperDict) else [wrapper]:
-                single.optimizer.state.clear()
+            for wrapper in optim_wrappers_of(runner):
+                wrapper.optimizer.state.clear()
 
     def before_train_iter(
         self, runner: Runner, batch_idx: int, data_batch: dict | tuple | list | None = None

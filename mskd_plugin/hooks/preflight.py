@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from traceback import walk_tb
 
 import torch
-from mmengine.config import ConfigDict
 from mmengine.dataset import BaseDataset
 from mmengine.dist import all_gather_object
 from mmengine.hooks import CheckpointHook, Hook
-from mmengine.model import BaseModel, is_model_wrapper
+from mmengine.model import BaseModel
 from mmengine.optim import OptimWrapperDict
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
@@ -39,34 +37,11 @@ from mskd_plugin.hooks.loss_warmup import check_warmup_hook
 from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.trial import check_metrics, check_recorded, first_images, read_items
 from mskd_plugin.losses import MultiScaleContrastiveLoss
-from mskd_plugin.schedule import schedule_with_own_rate, schedulers_of
+from mskd_plugin.schedule import schedule_with_own_rate
+from mskd_plugin.unwrapped import model_of, schedulers_of
 
 #: Largest difference, relative to the largest logit, that rounding in bfloat16 explains.
 CLASSIFIER_TOLERANCE = 0.05
-
-
-def check_data_roots(cfg: ConfigDict) -> None:
-    """Check that the folders of the data sets exist, before anything is built.
-
-    Args:
-        cfg: The whole config.
-
-    Raises:
-        SettingError: If a ``data_root`` is no folder and the data set does not download itself.
-    """
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        dataset = (cfg.get(loader) or {}).get("dataset") or {}
-        while "data_root" not in dataset and isinstance(dataset.get("dataset"), dict):
-            dataset = dataset["dataset"]  # inside a wrapper
-        root = dataset.get("data_root")
-        if root and not dataset.get("download") and "://" not in root and not Path(root).is_dir():
-            raise SettingError(
-                f"{loader}.dataset.data_root",
-                "a folder with the images",
-                f"{root!r}, which is not there",
-                f"Put the data there, or set it by --cfg-options "
-                f"{loader}.dataset.data_root=FOLDER.",
-            )
 
 
 @HOOKS.register_module()
@@ -105,12 +80,12 @@ class PreflightHook(Hook):
         Raises:
             SettingError: With the setting, what was expected and what was found.
         """
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         check_same_start(runner)
         check_stop(runner, model)
         check_recomputed(runner, model)
         check_batch_size(runner)
-        check_data(runner.train_dataloader.dataset, model)
+        check_heads(runner.train_dataloader.dataset, model)
         check_classes(runner)
         check_images(runner.train_dataloader, model)
         check_warmup_hook(runner, model)
@@ -244,7 +219,7 @@ def check_schedules(runner: Runner) -> None:
             )
 
 
-def check_data(dataset: BaseDataset, model: BaseModel) -> None:
+def check_heads(dataset: BaseDataset, model: BaseModel) -> None:
     """Check that every head has the classes of the data."""
     classes = classes_of(dataset)
     for name in ("student", "teacher"):

@@ -6,12 +6,12 @@ from numbers import Real
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
 from mskd_plugin.hooks.data_checks import classes_of
 from mskd_plugin.hooks.random_state import unchanged_random_state
+from mskd_plugin.unwrapped import model_of
 
 
 @HOOKS.register_module()
@@ -29,7 +29,7 @@ class TeacherEvaluationHook(Hook):
 
     def before_train(self, runner: Runner) -> None:
         """Measure and log."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         loop = runner.val_loop
         teacher = getattr(model, "teacher", None)
         if runner.iter > 0 or loop is None or teacher is None:

@@ -6,12 +6,12 @@ import hashlib
 
 import torch
 from mmengine.hooks import Hook
-from mmengine.model import is_model_wrapper
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 from torch import nn
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.unwrapped import model_of
 
 
 def weights_digest(network: nn.Module) -> str:
@@ -60,7 +60,7 @@ class TeacherIdentityHook(Hook):
 
     def _teacher_digest(self, runner: Runner) -> str | None:
         """Compute the digest at its first use, when the weights are in place."""
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         teacher = getattr(model, "teacher", None)
         if teacher is None or getattr(model, "teacher_trainable", False):
             return None

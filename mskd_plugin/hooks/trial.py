@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.data import DataLoader, IterableDataset
 
 from mskd_plugin.errors import SettingError
-from mskd_plugin.schedule import schedulers_of
+from mskd_plugin.unwrapped import schedulers_of
 
 
 def read_items(dataset: Any, setting: str = "train_dataloader", count: int = 2) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +18,10 @@ from mmrazor.models.algorithms import BaseAlgorithm, SingleTeacherDistill
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from mskd_plugin.checkpoints.weights import check_source
-from mskd_plugin.errors import SettingError, check_count, check_output, nearest
+from mskd_plugin.config_parts import inner_dataset, type_name
+from mskd_plugin.errors import SettingError, check_count, check_file, check_output, nearest
 from mskd_plugin.schedule import schedule_with_own_rate
-from mskd_plugin.switches import (
-    computes_fused,
-    find_optimizer,
-    has_frozen_teacher,
-    type_name,
-)
+from mskd_plugin.switches import computes_fused, find_optimizer, has_frozen_teacher
 
 #: Whole numbers, each with the least that works.
 COUNTS = {
@@ -66,9 +62,8 @@ def check_settings(cfg: Config) -> None:
     start = cfg.get("load_from")
     if start and not isinstance(start, str):
         raise SettingError("load_from", "the path of a checkpoint", start)
-    if start and "://" not in start and not Path(start).expanduser().is_file():
-        what = "a folder" if Path(start).expanduser().is_dir() else "not there"
-        raise SettingError("load_from", "a checkpoint", f"{start!r}, which is {what}")
+    if start and "://" not in start:
+        check_file("load_from", start, "a checkpoint")
     if (cfg.get("auto_scale_lr") or {}).get("enable") and (own := schedule_with_own_rate(cfg)):
         raise SettingError(
             "auto_scale_lr.enable",
@@ -78,6 +73,28 @@ def check_settings(cfg: Config) -> None:
     _check_algorithm(cfg)
     _check_optimizer(cfg)
     _check_hooks(cfg)
+
+
+def check_data_roots(cfg: Mapping[str, Any]) -> None:
+    """Check that the folders of the data sets exist, before anything is built.
+
+    Args:
+        cfg: The whole config.
+
+    Raises:
+        SettingError: If a ``data_root`` is no folder and the data set does not download itself.
+    """
+    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
+        dataset = inner_dataset((cfg.get(loader) or {}).get("dataset") or {}, "data_root")
+        root = dataset.get("data_root")
+        if root and not dataset.get("download") and "://" not in root and not Path(root).is_dir():
+            raise SettingError(
+                f"{loader}.dataset.data_root",
+                "a folder with the images",
+                f"{root!r}, which is not there",
+                f"Put the data there, or set it by --cfg-options "
+                f"{loader}.dataset.data_root=FOLDER.",
+            )
 
 
 def _check_algorithm(cfg: Config) -> None:
@@ -109,24 +126,11 @@ def _check_algorithm(cfg: Config) -> None:
 
 
 def _check_distiller(distiller: Any) -> None:
-    """Name entries without a type, which an option makes whose name is none of the config's, and
-    losses that MMRazor would never compute.
-    """
+    """Name entries without a type, and losses that MMRazor would never compute."""
     if not isinstance(distiller, dict):
         return
     for part in ENTRIES:
-        entries = distiller.get(part)
-        if not isinstance(entries, dict):
-            continue
-        untyped = [n for n, e in entries.items() if isinstance(e, dict) and "type" not in e]
-        for name in untyped:
-            others = entries.keys() - {*untyped}
-            raise SettingError(
-                f"model.distiller.{part}.{name}",
-                "one with a type",
-                dict(entries[name]),
-                nearest(name, others) or f"The config has {', '.join(sorted(others)) or 'none'}.",
-            )
+        _check_typed(f"model.distiller.{part}", distiller.get(part), "one")
     mapped = distiller.get("loss_forward_mappings") or {}
     for name in distiller.get("distill_losses") or {}:
         if name not in mapped:
@@ -135,6 +139,21 @@ def _check_distiller(distiller: Any) -> None:
                 "what the loss is computed from, since one without is left out",
                 None,
             )
+
+
+def _check_typed(place: str, entries: Any, kind: str) -> None:
+    """Name an entry without a type, which an option makes whose name is none of the config's."""
+    if not isinstance(entries, dict):
+        return
+    untyped = [n for n, e in entries.items() if isinstance(e, dict) and "type" not in e]
+    for name in untyped:
+        others = entries.keys() - {*untyped}
+        raise SettingError(
+            f"{place}.{name}",
+            f"{kind} with a type",
+            dict(entries[name]),
+            nearest(name, others) or f"The config has {', '.join(sorted(others)) or 'none'}.",
+        )
 
 
 def _value(cfg: Config, setting: str) -> Any:
@@ -202,17 +221,13 @@ def _check_optimizer(cfg: Config) -> None:
 def _check_hooks(cfg: Config) -> None:
     """Name a mistyped default hook or switch before the runner makes its work folder."""
     hooks = cfg.get("default_hooks") or {}
+    _check_typed("default_hooks", hooks, "a hook")
     for name, hook in hooks.items():
-        if isinstance(hook, dict) and "type" not in hook:
-            raise SettingError(
-                f"default_hooks.{name}",
-                "a hook with a type",
-                dict(hook),
-                nearest(name, {*hooks} - {name}),
-            )
-        if isinstance(hook, dict) and type_name(hook) == "FastNetworksHook":
+        if not isinstance(hook, dict):
+            continue
+        if type_name(hook) == "FastNetworksHook":
             HOOKS.build(hook)
-        if isinstance(hook, dict) and type_name(hook) == "CheckpointHook":
+        if type_name(hook) == "CheckpointHook":
             _check_checkpoint_hook(f"default_hooks.{name}", hook)
 
 

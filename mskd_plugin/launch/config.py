@@ -14,14 +14,14 @@ from mmengine.hub import get_config
 from mmengine.runner import Runner
 
 from mskd_plugin.checkpoints.weights import check_source
-from mskd_plugin.errors import SettingError, nearest
+from mskd_plugin.config_parts import type_name
+from mskd_plugin.errors import SettingError, check_file, nearest
 from mskd_plugin.recipes import METHODS, alone, distill, two_phases
 from mskd_plugin.recipes.assemble import ALONE
 from mskd_plugin.switches import (
-    FAST,
     FROZEN_TEACHER,
+    fast_settings,
     has_frozen_teacher,
-    type_name,
     use_fast,
     use_in_memory,
 )
@@ -58,10 +58,7 @@ def read_config(path: str | Path, setting: str = "config") -> Config:
         SettingError: If the file is missing or no config, or it or one of its bases cannot be read.
     """
     name = repr(str(path))
-    if not Path(path).is_file():
-        found = "is a folder" if Path(path).is_dir() else "is not there"
-        raise SettingError(setting, "a config file", f"{name}, which {found}")
-    if Path(path).suffix not in CONFIG_SUFFIXES:
+    if check_file(setting, path, "a config file").suffix not in CONFIG_SUFFIXES:
         raise SettingError(setting, f"a file in {', '.join(CONFIG_SUFFIXES)}", name)
     try:
         return Config.fromfile(path)
@@ -120,13 +117,7 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
         if cfg.get(part) is None:
             raise SettingError(part, f"a part of {args.config}", None)
     if getattr(args, "fast", False) and "fast" not in cfg:
-        if not FAST.is_file():
-            raise SettingError(
-                "--fast",
-                "given with an mskd_plugin that has its configs beside it (pip install -e .)",
-                f"one without {FAST}",
-            )
-        cfg.fast = Config.fromfile(FAST).fast
+        cfg.fast = fast_settings()
     if "fast" in cfg:
         use_fast(cfg, cfg.pop("fast"))
     options = dict(args.cfg_options)

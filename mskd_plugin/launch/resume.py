@@ -11,16 +11,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.optim import OptimWrapper, OptimWrapperDict
 from mmengine.registry import MODELS, init_default_scope
 from mmengine.runner import Runner, find_latest_checkpoint
 
 from mskd_plugin.checkpoints.stated_config import stated_config
 from mskd_plugin.checkpoints.weights import differences, read_checkpoint, weights_of
-from mskd_plugin.errors import SettingError, check_output
+from mskd_plugin.config_parts import last_name, type_name
+from mskd_plugin.errors import SettingError, check_file, check_output
 from mskd_plugin.launch.checks import RANKS
-from mskd_plugin.switches import type_name
+from mskd_plugin.schedule import stated_schedulers
+from mskd_plugin.unwrapped import model_of
 
 try:
     import fcntl
@@ -52,10 +53,7 @@ def set_resume(cfg: Config, checkpoint: str) -> None:
         elif newest and newest != find_latest_checkpoint(cfg.work_dir):
             cfg.load_from = newest  # else left to the runner: its config serves other folders, too
         return
-    file = Path(checkpoint).expanduser()
-    if not file.is_file():
-        what = "a folder" if file.is_dir() else "not there"
-        raise SettingError("--resume", "a checkpoint", f"{checkpoint!r}, which is {what}")
+    check_file("--resume", checkpoint, "a checkpoint")
     cfg.load_from = checkpoint
 
 
@@ -220,7 +218,7 @@ def check_initial_weights(runner: Runner) -> None:
     if runner._resume or not source or "://" in source:
         return
     weights = weights_of(read_checkpoint(source, setting="load_from"), source, setting="load_from")
-    model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+    model = model_of(runner)
     own = model.state_dict()
     if not any(key in own for key in weights):
         raise SettingError(
@@ -292,10 +290,9 @@ def _restored(cfg: Config, checkpoint: Mapping[str, Any]) -> str:
         return ""
 
     def schedules_of(of: Mapping[str, Any]) -> list[Any]:
-        schedules = of.get("param_scheduler") or []
-        listed = [schedules] if isinstance(schedules, dict) else schedules
         loop = of.get("train_cfg") or {}
         end = loop.get("max_epochs", loop.get("max_iters"))  # where MMEngine lets them end
+        listed = stated_schedulers(of)
         return [{"end": end, **one} if isinstance(one, dict) else one for one in listed]
 
     def optimizer_of(of: Mapping[str, Any]) -> dict[str, Any]:
@@ -327,7 +324,7 @@ def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
         for key, part in value.items() if isinstance(value, dict) else enumerate(value):
             yield from _flat(part, f"{path}.{key}" if path else str(key))
     elif f".{path}".endswith(".type"):
-        yield path, getattr(value, "__name__", str(value)).split(".")[-1]
+        yield path, last_name(value)
     else:
         yield path, value
 

@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mmengine.config import Config
-from mmengine.model import is_model_wrapper
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
@@ -17,9 +16,10 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import check_normalized
 from mskd_plugin.hooks.loss_warmup import check_warmup_hook
 from mskd_plugin.hooks.phases import check_epochs
-from mskd_plugin.hooks.preflight import PreflightHook, check_data_roots, check_teacher_weights
-from mskd_plugin.launch.checks import check_settings
+from mskd_plugin.hooks.preflight import PreflightHook, check_teacher_weights
+from mskd_plugin.launch.checks import check_data_roots, check_settings
 from mskd_plugin.launch.resume import check_groups, check_initial_weights, check_resumed
+from mskd_plugin.unwrapped import model_of
 
 
 def build_runner(cfg: Config) -> Runner:
@@ -31,12 +31,12 @@ def build_runner(cfg: Config) -> Runner:
     """
     check_data_roots(cfg)
     check_settings(cfg)
-    try:
+    with _settings_told():
         resumed = check_resumed(cfg)
         runner = RUNNERS.build(cfg) if "runner_type" in cfg else Runner.from_cfg(cfg)
         if not isinstance(runner, Runner):  # MMEngine's FlexibleRunner builds otherwise
             return runner
-        model = runner.model.module if is_model_wrapper(runner.model) else runner.model
+        model = model_of(runner)
         has_preflight = any(isinstance(hook, PreflightHook) for hook in runner.hooks)
         if has_preflight:
             check_teacher_weights(model)  # before data are downloaded
@@ -55,6 +55,22 @@ def build_runner(cfg: Config) -> Runner:
                 runner.param_schedulers = runner.build_param_scheduler(runner.param_schedulers)
         for stage in ("val", "test"):
             _with_data(runner, stage)
+    if resumed and resumed.changes:
+        runner.logger.warning(f"The method is resumed with other settings: {resumed.changes}.")
+    if resumed and resumed.restored:
+        runner.logger.warning(
+            "Resuming restores the checkpoint's optimizer and schedules. Without effect: "
+            f"{resumed.restored}."
+        )
+    check_initial_weights(runner)
+    return runner
+
+
+@contextmanager
+def _settings_told() -> Iterator[None]:
+    """Tell what a host raises for a config that it cannot build as one error, with its place."""
+    try:
+        yield
     except SettingError:
         raise
     except (
@@ -73,15 +89,6 @@ def build_runner(cfg: Config) -> Runner:
             "types that are registered, with settings that they take",
             f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})",
         ) from error
-    if resumed and resumed.changes:
-        runner.logger.warning(f"The method is resumed with other settings: {resumed.changes}.")
-    if resumed and resumed.restored:
-        runner.logger.warning(
-            "Resuming restores the checkpoint's optimizer and schedules. Without effect: "
-            f"{resumed.restored}."
-        )
-    check_initial_weights(runner)
-    return runner
 
 
 def check_batches(loader: DataLoader) -> None:

@@ -126,18 +126,14 @@ class MemoryCRDLoss(nn.Module):
         momentum: float = 0.5,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("num_images", num_images),
-            ("embedding_channels", embedding_channels),
-            ("num_negatives", num_negatives),
-        ):
-            check_count(name, value)
+        self.num_images = check_count("num_images", num_images)
+        check_count("embedding_channels", embedding_channels)
         if check_at_least_zero("momentum", momentum) >= 1:
             raise SettingError("momentum", "a number in [0, 1)", repr(momentum))
         self.loss_weight = check_at_least_zero("loss_weight", loss_weight)
         self.temperature = check_above_zero("temperature", temperature)
         self.momentum = momentum
-        self.num_images, self.num_negatives = num_images, num_negatives
+        self.num_negatives = check_count("num_negatives", num_negatives)
         bound = math.sqrt(3 / embedding_channels)  # rows of length 1 in the mean
         for side in ("student", "teacher"):
             memory = torch.empty(num_images, embedding_channels).uniform_(-bound, bound)

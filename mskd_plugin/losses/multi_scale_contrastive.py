@@ -81,19 +81,15 @@ class MultiScaleContrastiveLoss(nn.Module):
         exclude_same_class: bool = False,
     ) -> None:
         super().__init__()
-        for name, value in (
-            ("loss_weight", loss_weight),
-            ("feature_weight", feature_weight),
-            ("complementary_weight", complementary_weight),
-        ):
-            check_at_least_zero(name, value)
-        for name, flag in (
-            ("symmetric", symmetric),
-            ("center", center),
-            ("exclude_same_class", exclude_same_class),
-        ):
-            check_flag(name, flag)
-        check_above_zero("temperature", temperature)
+        self.loss_weight = check_at_least_zero("loss_weight", loss_weight)
+        self.feature_weight = check_at_least_zero("feature_weight", feature_weight)
+        self.complementary_weight = check_at_least_zero(
+            "complementary_weight", complementary_weight
+        )
+        self.temperature = check_above_zero("temperature", temperature)
+        self.symmetric = check_flag("symmetric", symmetric)
+        self.center = check_flag("center", center)
+        self.exclude_same_class = check_flag("exclude_same_class", exclude_same_class)
         if scale_weights is not None:
             check_scale_weights(scale_weights)
         if negatives not in NEGATIVES:
@@ -106,16 +102,9 @@ class MultiScaleContrastiveLoss(nn.Module):
                 "1 when `keep` is 'consistent', which leaves complementary regions out",
                 repr(complementary_weight),
             )
-        self.loss_weight = loss_weight
-        self.feature_weight = feature_weight
-        self.temperature = temperature
         self.scale_weights = scale_weights
-        self.symmetric = symmetric
-        self.center = center
         self.negatives = negatives
-        self.complementary_weight = complementary_weight
         self.keep = keep
-        self.exclude_same_class = exclude_same_class
         self.terms: dict[str, Tensor] = {}
 
     @property
@@ -180,6 +169,6 @@ class MultiScaleContrastiveLoss(nn.Module):
                 None,
             )
         of_consistent = 0.0 if self.keep == "complementary" else 1.0
-        of_complementary = 0.0 if self.keep == "consistent" else float(self.complementary_weight)
+        of_complementary = 0.0 if self.keep == "consistent" else self.complementary_weight
         consistent = consistent_regions(teacher_regions, labels, weight, bias)
         return tuple(torch.where(scale, of_consistent, of_complementary) for scale in consistent)

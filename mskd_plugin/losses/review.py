@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
-from mskd_plugin.connectors.attention_fusion import AttentionFusionChain
 from mskd_plugin.errors import SettingError, check_at_least_zero, check_count
+from mskd_plugin.losses.attention_fusion import AttentionFusionChain
 from mskd_plugin.losses.feature_loss import at_least_float32
 from mskd_plugin.losses.maps import check_channels, check_counts, check_maps
 
@@ -57,7 +57,7 @@ class ReviewKDLoss(nn.Module):
 
     the sum over the n stages and, as the last, the pooled vector, a map of one position. HCL is
     :func:`hierarchical_context_loss`, which averages over all elements; F is
-    :class:`mskd_plugin.connectors.attention_fusion.AttentionFusionChain`, whose parameters are this
+    :class:`mskd_plugin.losses.attention_fusion.AttentionFusionChain`, whose parameters are this
     loss's.
 
     Args:

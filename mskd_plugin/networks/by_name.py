@@ -170,8 +170,6 @@ def _convnext(arch: str, widths: tuple[int, ...]) -> Network:
         backbone={"type": "ConvNeXt", "arch": arch, "drop_path_rate": 0.1},
         width=widths[-1],
         stages=stages,
-        preact_stages=(),
-        preact_norms=(),
         stem=("backbone.downsample_layers.0", widths[0]),
         final=stages[-1],
         num_classes=1000,

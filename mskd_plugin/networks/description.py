@@ -24,18 +24,18 @@ class Network:
         stages: Each stage's map, as the CRD benchmark takes it: after the ReLU where one follows
             it. Of wide residual networks it is the raw sum of the last block, of MobileNetV2 the
             output of a linear layer, both with negative values.
-        preact_stages: The same maps before the ReLU. Of wide residual networks they are the sums
-            normalised by the layer that follows; of MobileNetV2, where no ReLU follows, they are
-            ``stages``.
-        preact_norms: The normalisation layer that each map of ``preact_stages`` comes from, the
-            last in the residual branch where a shortcut is added to it. Empty where half of the
-            channels have another origin, in ShuffleNetV2.
         stem: The map before the first stage, after the ReLU but for wide residual networks. None
             where it is not known.
         final: The map whose average over positions is the pooled feature: the last of ``stages``,
             or of other channels where layers stand between the last stage and the pooling.
         num_classes: Classes of the data set that the network is made for: 100 for CIFAR-100, 1000
             for ImageNet.
+        preact_stages: The maps of ``stages`` before the ReLU. Of wide residual networks they are
+            the sums normalised by the layer that follows; of MobileNetV2, where no ReLU follows,
+            they are ``stages``. Default: none are known.
+        preact_norms: The normalisation layer that each map of ``preact_stages`` comes from, the
+            last in the residual branch where a shortcut is added to it. Default: none, as where
+            half of the channels have another origin, in ShuffleNetV2.
         head_init: How the classifier's ``init_weights`` initialises the linear layer. Default:
             None, torch's own initialisation or ``init_cfg``.
         init_cfg: How ``init_weights`` initialises the whole classifier, where the backbone's own
@@ -53,11 +53,11 @@ class Network:
     backbone: dict[str, Any]
     width: int
     stages: tuple[Tap, ...]
-    preact_stages: tuple[Tap, ...]
-    preact_norms: tuple[str, ...]
     stem: Tap | None
     final: Tap
     num_classes: int
+    preact_stages: tuple[Tap, ...] = ()
+    preact_norms: tuple[str, ...] = ()
     head_init: dict[str, Any] | None = None
     init_cfg: list[dict[str, Any]] | None = None
     neck: dict[str, Any] | None = field(default_factory=lambda: {"type": "GlobalAveragePooling"})

@@ -83,8 +83,6 @@ def timm_network(name: str) -> Network:
         backbone={"type": "TIMMBackbone", "model_name": model_name},
         width=width,
         stages=stages,
-        preact_stages=(),
-        preact_norms=(),
         stem=stem,
         final=(_BODY, width),
         num_classes=1000,

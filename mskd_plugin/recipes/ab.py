@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mskd_plugin.recipes.assemble import PARTS
 from mskd_plugin.recipes.fitnet import regressor_resize
 from mskd_plugin.recipes.method import method
 from mskd_plugin.recipes.preact import preact, preact_pairs, preact_recorders
@@ -36,12 +37,7 @@ def ab(
             that no connector brings together.
     """
     pairs = preact_pairs(base, "AB")
-    parts: dict[str, Any] = {
-        **preact_recorders(pairs),
-        "connectors": {},
-        "distill_losses": {},
-        "loss_forward_mappings": {},
-    }
+    parts: dict[str, Any] = {part: {} for part in PARTS} | preact_recorders(pairs)
     sides = stage_sides(base)
     for pair in pairs:
         student = preact(pair, from_student=True)

@@ -24,13 +24,25 @@ def kd(
         ce_weight: Weight of the student's cross-entropy where KD stands alone. The CRD benchmark
             takes 0.1. mdistiller takes 0.5 of each on ImageNet.
     """
+    parts = compare_softened("loss_kd", temperature, loss_weight, FULL_PRECISION)
+    return {**parts, "ce_weight": ce_weight}
+
+
+def compare_softened(
+    name: str, temperature: float, loss_weight: float, connector: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the parts of a method with KD's loss between both networks' logits.
+
+    Args:
+        name: Name of the loss, ``loss_<method>``.
+        temperature: As of :func:`kd`.
+        loss_weight: As of :func:`kd`.
+        connector: See :func:`mskd_plugin.recipes.logits.compare_logits`.
+    """
     loss = {
         "type": "KLDivergence",
         "tau": temperature,
         "reduction": "batchmean",
         "loss_weight": loss_weight,
     }
-    parts = compare_logits(
-        "loss_kd", loss, student="preds_S", teacher="preds_T", connector=FULL_PRECISION
-    )
-    return {**parts, "ce_weight": ce_weight}
+    return compare_logits(name, loss, student="preds_S", teacher="preds_T", connector=connector)

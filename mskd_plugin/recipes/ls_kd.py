@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mskd_plugin.recipes.logits import compare_logits
+from mskd_plugin.recipes.kd import compare_softened
 from mskd_plugin.recipes.method import method
 
 
@@ -25,13 +25,5 @@ def ls_kd(
             and 0.5 for ResNet-50 to MobileNetV1.
     """
     connector = {"logits_standardized": {"type": "LogitStandardizationConnector"}}
-    loss = {
-        "type": "KLDivergence",
-        "tau": temperature,
-        "reduction": "batchmean",
-        "loss_weight": loss_weight,
-    }
-    parts = compare_logits(
-        "loss_ls_kd", loss, student="preds_S", teacher="preds_T", connector=connector
-    )
+    parts = compare_softened("loss_ls_kd", temperature, loss_weight, connector)
     return {**parts, "ce_weight": ce_weight}

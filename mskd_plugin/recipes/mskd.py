@@ -10,6 +10,7 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.functional.decoupling import DEFAULT_SCALES, check_overlap, check_scales
 from mskd_plugin.losses import MultiScaleContrastiveLoss
 from mskd_plugin.networks import Network, network
+from mskd_plugin.recipes.assemble import PARTS
 from mskd_plugin.recipes.logits import LABELS, LABELS_MAPPING
 from mskd_plugin.recipes.method import method
 from mskd_plugin.recipes.taps import check_stages
@@ -54,27 +55,9 @@ def mskd(
     if len(weights) != len(stages):
         raise SettingError("stage_weights", f"{len(stages)} weights, one per stage", weights)
     contrastive = MultiScaleContrastiveLoss(**loss_settings)
-    if contrastive.categorizes and tuple(stages) != (-1,):
-        raise SettingError(
-            "stages",
-            "(-1,), the stage that feeds the teacher's classifier, where regions are categorized",
-            f"{tuple(stages)} for {pair['teacher']} to {pair['student']}",
-            "Other stages can be a second `mskd(...)` beside it.",
-        )
-    if contrastive.categorizes and not teacher.final_is_pooled:
-        raise SettingError(
-            "teacher",
-            "a network whose classifier reads the average of its last map, where regions are "
-            "categorized",
-            f"{pair['teacher']} for {pair['student']}",
-        )
-    parts: dict[str, Any] = {
-        "student_recorders": {},
-        "teacher_recorders": {},
-        "connectors": {},
-        "distill_losses": {},
-        "loss_forward_mappings": {},
-    }
+    if contrastive.categorizes:
+        _check_categorized(pair, stages)
+    parts: dict[str, Any] = {part: {} for part in PARTS}
     scales, overlap = check_scales(scales), check_overlap(overlap)
     pooling = {"type": "MultiScaleDecouplingConnector", "scales": scales, "overlap": overlap}
     for stage, weight in zip(stages, weights):
@@ -115,6 +98,24 @@ def mskd(
             **_class_mappings(parts, contrastive),
         }
     return parts
+
+
+def _check_categorized(pair: dict, stages: Sequence[int]) -> None:
+    """Check that the teacher's classifier reads the average of what is categorized by it."""
+    if tuple(stages) != (-1,):
+        raise SettingError(
+            "stages",
+            "(-1,), the stage that feeds the teacher's classifier, where regions are categorized",
+            f"{tuple(stages)} for {pair['teacher']} to {pair['student']}",
+            "Other stages can be a second `mskd(...)` beside it.",
+        )
+    if not network(pair["teacher"]).final_is_pooled:
+        raise SettingError(
+            "teacher",
+            "a network whose classifier reads the average of its last map, where regions are "
+            "categorized",
+            f"{pair['teacher']} for {pair['student']}",
+        )
 
 
 def _tap(net: Network, stage: int, number: int) -> tuple[str, str, int]:

@@ -6,6 +6,7 @@ from typing import Any
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import network
+from mskd_plugin.recipes.assemble import PARTS
 from mskd_plugin.recipes.method import method
 from mskd_plugin.recipes.preact import preact, preact_pairs, preact_recorders
 
@@ -38,12 +39,7 @@ def ofd(base: dict, *, loss_weight: float = 1e-3) -> dict[str, Any]:
             "a network whose maps before the ReLU come from a normalisation, for OFD's margins",
             f"{name!r} in {name} to {base['pair']['student']}",
         )
-    parts: dict[str, Any] = {
-        **preact_recorders(pairs),
-        "connectors": {},
-        "distill_losses": {},
-        "loss_forward_mappings": {},
-    }
+    parts: dict[str, Any] = {part: {} for part in PARTS} | preact_recorders(pairs)
     for pair in pairs:
         connector, loss = f"ofd_{pair.name}_student", f"loss_ofd_{pair.name}"
         parts["connectors"][connector] = {

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.schedule import stated_schedulers
 
 #: MMEngine's mark for a schedule without an end.
 ENDLESS = int(1e9)
@@ -51,9 +52,7 @@ def two_phases(base: dict, *methods: dict[str, Any]) -> dict[str, Any]:
     train_cfg["max_epochs"] += epochs
     train_cfg["val_begin"] = epochs + max(train_cfg.get("val_begin", 1), 1)
 
-    schedulers = base.get("param_scheduler") or []
-    schedulers = [schedulers] if isinstance(schedulers, dict) else schedulers
-    moved = [_moved(dict(scheduler), epochs) for scheduler in schedulers]
+    moved = [_moved(dict(scheduler), epochs) for scheduler in stated_schedulers(base)]
     learning_rate = base["optim_wrapper"]["optimizer"]["lr"]
     factor = phases[0].get("init_lr", learning_rate) / learning_rate
     if factor < 1:

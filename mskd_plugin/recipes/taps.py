@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from mskd_plugin.errors import SettingError
 from mskd_plugin.functional import tokens_to_map
 from mskd_plugin.networks import Network, classifier, network
+from mskd_plugin.recipes.assemble import PARTS
 
 #: Side of the images that networks for ImageNet and for CIFAR are made for.
 IMAGENET_SIDE, CIFAR_SIDE = 224, 32
@@ -192,13 +193,7 @@ def compare_stages(
         regressor: Gives the config of the connector that a student's map passes first,
             ``<method>_<stage>_student``. Default: None, it passes none.
     """
-    parts: dict[str, Any] = {
-        "student_recorders": {},
-        "teacher_recorders": {},
-        "connectors": {},
-        "distill_losses": {},
-        "loss_forward_mappings": {},
-    }
+    parts: dict[str, Any] = {part: {} for part in PARTS}
     for pair in pairs:
         name = f"loss_{method}_{pair.name}"
         parts["distill_losses"][name] = dict(loss)

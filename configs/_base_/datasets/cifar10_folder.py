@@ -49,10 +49,7 @@ val_dataloader = dict(
 )
 val_evaluator = dict(type="Accuracy", topk=(1,))
 test_dataloader = dict(
-    batch_size=500,
-    num_workers=1,
-    collate_fn=dict(type="default_collate"),
-    sampler=dict(type="DefaultSampler", shuffle=False),
+    val_dataloader,
     dataset=dict(
         type="CustomDataset",
         data_root="data/cifar10",

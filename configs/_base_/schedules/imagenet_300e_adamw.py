@@ -4,13 +4,6 @@ with a cosine to 1e-6."""
 _base_ = "cifar100_300e_adamw.py"
 
 param_scheduler = [
-    dict(
-        type="LinearLR",
-        start_factor=1e-3,
-        by_epoch=True,
-        begin=0,
-        end=20,
-        convert_to_iter_based=True,
-    ),
+    _base_.param_scheduler[0],
     dict(type="CosineAnnealingLR", eta_min=1e-6, by_epoch=True, begin=20, end=300),
 ]
