@@ -140,12 +140,14 @@ class Several(nn.Module):
 def test_each_of_several_optimizers_keeps_its_kernels_and_follows_the_layout():
     model = Several()
     wrappers, hook = model.optimizers(), FastNetworksHook(channels_last=True)
-    runner = SimpleNamespace(model=model, optim_wrapper=wrappers)
+    runner = SimpleNamespace(model=model, optim_wrapper=wrappers, _resume=True)
     groups = {name: [dict(fused=True, foreach=True)] for name in wrappers.keys()}
     states = {name: dict(param_groups=group) for name, group in groups.items()}
     hook.after_load_checkpoint(runner, dict(optimizer=states))
     assert groups == {name: [dict(fused=None, foreach=False)] for name in ("one", "two")}
     hook.after_load_checkpoint(runner, {})  # one without an optimizer
+    runner._resume = False  # initial weights, beside the optimizer of another training
+    hook.after_load_checkpoint(runner, dict(optimizer=dict(param_groups=[])))
     hook.before_train(runner)
     for wrapper in wrappers.values():
         for parameter, state in wrapper.optimizer.state.items():

@@ -200,6 +200,11 @@ def test_a_student_that_cannot_train_on_one_image_is_refused(tmp_path, model, se
     assert toy.train(cfg)[1].count == 6
 
 
+def test_a_student_that_cannot_run_at_all_is_named_as_such(tmp_path):
+    settings = {"train_dataloader.dataset.indices": 25, "model.architecture.head.in_channels": 7}
+    toy.fails(toy.runner_config(tmp_path, **settings), "`model.architecture` .* RuntimeError")
+
+
 @pytest.mark.parametrize(
     ("count", "round_up", "counts"), [(24, False, {12}), (25, False, {12, 13}), (25, True, {13})]
 )

@@ -145,12 +145,14 @@ def test_raw_images_for_a_teacher_that_knows_normalised_ones(tmp_path, kind, hoo
         build_runner(cfg).train()
 
 
-def test_raw_images_for_a_teacher_whose_own_preprocessor_normalises(tmp_path):
-    teacher = dict(toy.classifier("teacher"), data_preprocessor=dict(STATED))
+@pytest.mark.parametrize("own", [STATED, dict(mean=[0.0] * 3, std=[255.0] * 3)], ids=str)
+def test_raw_images_for_a_teacher_whose_own_preprocessor_normalises(tmp_path, own):
+    teacher = dict(toy.classifier("teacher"), data_preprocessor=dict(own))
     model = toy.algorithm(
         teacher=teacher, teacher_ckpt=str(toy.teacher_file(tmp_path)), data_preprocessor=RAW
     )
-    toy.fails(toy.runner_config(tmp_path, model), r"`data_preprocessor` .*mean \[123.6")
+    told = rf"`data_preprocessor` .*mean \[{own['mean'][0]}, .*std \[{own['std'][0]}, "
+    toy.fails(toy.runner_config(tmp_path, model), told)
 
 
 @pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])

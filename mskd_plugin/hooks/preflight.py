@@ -118,8 +118,6 @@ class PreflightHook(Hook):
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
             check_teacher(model, teacher)
-        with _unchanged(model):
-            check_single_images(runner, model)
         check_schedules(runner)
         check_best(runner)
         if runner.val_loop is not None:
@@ -130,6 +128,8 @@ class PreflightHook(Hook):
                 check_losses(model, runner.train_dataloader)
                 check_recorded(model, runner.train_dataloader)
             tell_accumulation(runner)
+        with _unchanged(model):  # after what names a student that cannot run at all
+            check_single_images(runner, model)
         runner.logger.info("Preflight passed: data, teacher, recorders, connectors and losses.")
 
 
