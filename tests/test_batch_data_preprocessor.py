@@ -144,3 +144,8 @@ def test_grey_images_and_one_mean_for_all_channels_as_the_host_takes_them(channe
 def test_a_mean_without_a_deviation():
     with pytest.raises(SettingError, match="mean, std"):
         MODELS.build(dict(type="BatchDataPreprocessor", mean=[1.0, 2.0, 3.0]))
+
+
+def test_a_word_in_the_place_of_a_flag():
+    with pytest.raises(SettingError, match="`to_rgb` to be True or False, but got 'no'"):
+        MODELS.build(dict(type="BatchDataPreprocessor", to_rgb="no"))

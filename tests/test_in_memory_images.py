@@ -298,6 +298,7 @@ def test_images_of_two_sizes():
         ("crop_size", 33),
         ("crop_size", 0),
         ("crop_size", (8, 8, 8)),
+        ("batch_labels", "no"),
     ],
 )
 def test_settings_out_of_range(setting, value):
