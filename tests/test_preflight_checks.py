@@ -23,6 +23,7 @@ from mskd_plugin.hooks.preflight import (
     check_batch_size,
     check_data_roots,
     check_losses,
+    check_schedules,
     check_teacher,
     tell_accumulation,
 )
@@ -101,7 +102,9 @@ def test_records_inside_blocks_that_are_recomputed_are_refused(source, trains, m
     )
     student["head"]["in_channels"] = 32
     distiller = toy.distiller()
-    distiller["student_recorders"]["stage3"]["source"] = f"backbone.{source}"
+    recorders = distiller["student_recorders"]
+    recorders["stage3"]["source"] = f"backbone.{source}"
+    recorders["weight"] = dict(type="Parameter", source="head.fc.weight")  # of no module
     model = toy.build(architecture=student, distiller=distiller)
     model.distiller.connectors["stage3_student"] = torch.nn.Identity()
     model.distiller.connectors["stage3_teacher"] = torch.nn.Identity()
@@ -246,3 +249,16 @@ def test_a_step_takes_the_images_of_all_processes_and_batches(world_size, size, 
     messages.clear()
     tell_accumulation(runner)
     assert len(messages) == (accumulated > 1)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "fits"),
+    [(0, 3, True), (1, 4, True), (2, 9, True), (0, 9, False), (1, 5, False)],
+)
+def test_a_cycle_takes_the_steps_between_its_begin_and_its_end(begin, end, fits):
+    cycle = SimpleNamespace(total_steps=3, by_epoch=True, begin=begin, end=end)
+    runner = SimpleNamespace(param_schedulers=[cycle], max_epochs=5, max_iters=50)
+    if fits:
+        return check_schedules(runner)
+    with pytest.raises(SettingError, match=f"at least the {5 - begin} epochs .* but got 3 of"):
+        check_schedules(runner)

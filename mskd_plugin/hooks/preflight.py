@@ -242,7 +242,7 @@ def check_data(dataset: BaseDataset, model: BaseModel) -> None:
     """Check that every head has the classes of the data."""
     classes = classes_of(dataset)
     for name in ("student", "teacher"):
-        network = getattr(model, name, model if name == "student" else None)
+        network = getattr(model, name, model)
         count = getattr(getattr(network, "head", None), "num_classes", None)
         if classes and count is not None and count != len(classes):
             raise SettingError(
