@@ -198,4 +198,5 @@ def digest_of_config(cfg: Config) -> str:
 
 def digest_of_file(source: str | None) -> str | None:
     """Return the digest of a local file; None for an address, or a training to come."""
-    return digest(Path(source).read_bytes()) if source and Path(source).is_file() else None
+    file = Path(source or "").expanduser()
+    return digest(file.read_bytes()) if file.is_file() else None

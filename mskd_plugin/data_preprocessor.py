@@ -11,7 +11,7 @@ from mmpretrain.registry import MODELS
 from torch import Tensor
 
 from mskd_plugin.datasets.batch import BatchSample
-from mskd_plugin.errors import SettingError
+from mskd_plugin.errors import SettingError, check_flag
 
 
 @MODELS.register_module()
@@ -54,7 +54,7 @@ class BatchDataPreprocessor(ClsDataPreprocessor):
         # The base class would do both once more.
         super().__init__(mean=None, std=None, to_rgb=False, **kwargs)
         self._non_blocking = True
-        self._reverses_channels = to_rgb
+        self._reverses_channels = check_flag("to_rgb", to_rgb)
         self.mean: Tensor | None
         self.std: Tensor
         for name, values in (("mean", mean), ("std", std)):

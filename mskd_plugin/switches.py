@@ -33,7 +33,7 @@ def scale_learning_rate(cfg: Config) -> None:
         SettingError: If the config does not state its base batch size, or a scheduler states the
             learning rate by itself.
     """
-    if "base_batch_size" not in cfg.get("auto_scale_lr", {}):
+    if "base_batch_size" not in (cfg.get("auto_scale_lr") or {}):
         raise SettingError(
             "auto_scale_lr.base_batch_size",
             "the batch size that the learning rate is meant for, with --auto-scale-lr",

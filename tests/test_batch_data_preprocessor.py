@@ -39,6 +39,8 @@ def test_collating_items_of_other_data_sets():
     assert list(sample.metainfo_keys()) == ["sample_idx"]  # which stays on the CPU
     alone = SampleIndex()([items[0]["data_samples"]])  # a batch of one image
     assert alone.shape == (1,) and alone.tolist() == [5]
+    mixed = [items[0], dict(items[1], data_samples=DataSample().set_gt_label(1))]
+    assert "sample_idx" not in collate_batch(mixed)["data_samples"][0]  # not those of a part
     labels = sample.gt_label
     assert BatchSample.of(labels).gt_label is labels and "sample_idx" not in BatchSample.of(labels)
     with pytest.raises(SettingError, match=r"one class each.*\['gt_label', 'gt_score'\]"):
@@ -128,19 +130,37 @@ def test_the_preprocessor_equals_the_hosts(settings, training, form):
         assert not preprocessor.state_dict()  # as the host's, none of it in checkpoints
 
 
-@pytest.mark.parametrize("channels, means", [(1, 3), (3, 1), (1, 1)])
+@pytest.mark.parametrize("channels, means", [(1, 3), (3, 1), (1, 1), (1, None), (4, 1)])
 @pytest.mark.parametrize("form", [torch.stack, list])
 def test_grey_images_and_one_mean_for_all_channels_as_the_host_takes_them(channels, means, form):
     images = list(torch.randint(0, 256, (4, channels, 6, 7), dtype=torch.uint8))
     settings = dict(mean=[80.0, 90.5, 100.0][:means], std=[80.0, 70.0, 61.3][:means], to_rgb=True)
+    if means is None:
+        settings = dict(to_rgb=True)
     host, mine = (
         MODELS.build(dict(type=kind, **settings))(dict(inputs=form(images)))["inputs"]
         for kind in KINDS
     )
-    assert mine.shape == (4, max(channels, means), 6, 7)
+    assert mine.shape == (4, max(channels, means or 0), 6, 7)
     torch.testing.assert_close(mine, host, rtol=3e-7, atol=5e-6)
+
+
+def test_labels_of_a_batch_leave_the_images_to_be_padded_and_refuse_to_be_one_hot():
+    images = torch.randint(0, 256, (2, 6, 3, 7), dtype=torch.uint8).transpose(1, 2)
+    batch = dict(inputs=images, data_samples=[BatchSample.of(torch.tensor([1, 2]))])
+    settings = dict(type="BatchDataPreprocessor", **NORMALISATION)
+    assert MODELS.build(settings)(batch)["inputs"].is_contiguous()  # which these are not
+    padded = MODELS.build(dict(settings, pad_size_divisor=5))(batch)
+    assert padded["inputs"].shape == (2, 3, 10, 10)
+    with pytest.raises(SettingError, match="one-hot labels"):
+        MODELS.build(dict(settings, num_classes=4, to_onehot=True))(batch)
 
 
 def test_a_mean_without_a_deviation():
     with pytest.raises(SettingError, match="mean, std"):
         MODELS.build(dict(type="BatchDataPreprocessor", mean=[1.0, 2.0, 3.0]))
+
+
+def test_a_word_in_the_place_of_a_flag():
+    with pytest.raises(SettingError, match="`to_rgb` to be True or False, but got 'no'"):
+        MODELS.build(dict(type="BatchDataPreprocessor", to_rgb="no"))

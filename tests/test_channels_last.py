@@ -94,9 +94,16 @@ def test_optimizer_state_follows_the_layout():
     assert optimizer.state[layer.weight]["exp_avg"].dtype == torch.float32
     assert optimizer.state[layer.weight]["exp_avg"].is_contiguous()
 
+    row = torch.arange(3.0)  # of another shape, as Adafactor's
+    optimizer.state[layer.weight]["row"] = row
+    place_state(optimizer)
+    assert optimizer.state[layer.weight]["row"] is row
 
-@pytest.mark.parametrize("capturable, device", [(False, "cpu"), (True, "meta")])
-def test_counts_of_steps_are_where_the_optimizer_reads_them(monkeypatch, capturable, device):
+
+@pytest.mark.parametrize(
+    "kernels, device", [(None, "cpu"), ("capturable", "meta"), ("fused", "meta")]
+)
+def test_counts_of_steps_are_where_the_optimizer_reads_them(monkeypatch, kernels, device):
     weight = nn.Parameter(torch.zeros(3, device="meta"))  # which stands in for a GPU
     weight.grad = torch.zeros_like(weight)
     optimizer = torch.optim.AdamW([weight])
@@ -107,14 +114,15 @@ def test_counts_of_steps_are_where_the_optimizer_reads_them(monkeypatch, captura
     states["state"][0]["step"] = states["state"][0]["step"].to("meta")
     resumed = torch.optim.AdamW([weight])
     resumed.load_state_dict(states)
-    resumed.param_groups[0]["capturable"] = capturable
+    if kernels:
+        resumed.param_groups[0][kernels] = True
     with pytest.raises(RuntimeError, match=r"item\(\) cannot|_local_scalar_dense"):
         optimizer.load_state_dict(states)
         optimizer.step()  # reads the count
     monkeypatch.setattr(torch.Tensor, "cpu", lambda count: torch.ones(count.shape))
     place_state(resumed)
     assert resumed.state[weight]["step"].device.type == device
-    if not capturable:
+    if not kernels:
         resumed.step()
         assert resumed.state[weight]["step"] == 2
 
@@ -140,12 +148,14 @@ class Several(nn.Module):
 def test_each_of_several_optimizers_keeps_its_kernels_and_follows_the_layout():
     model = Several()
     wrappers, hook = model.optimizers(), FastNetworksHook(channels_last=True)
-    runner = SimpleNamespace(model=model, optim_wrapper=wrappers)
+    runner = SimpleNamespace(model=model, optim_wrapper=wrappers, _resume=True)
     groups = {name: [dict(fused=True, foreach=True)] for name in wrappers.keys()}
     states = {name: dict(param_groups=group) for name, group in groups.items()}
     hook.after_load_checkpoint(runner, dict(optimizer=states))
     assert groups == {name: [dict(fused=None, foreach=False)] for name in ("one", "two")}
     hook.after_load_checkpoint(runner, {})  # one without an optimizer
+    runner._resume = False  # initial weights, beside the optimizer of another training
+    hook.after_load_checkpoint(runner, dict(optimizer=dict(param_groups=[])))
     hook.before_train(runner)
     for wrapper in wrappers.values():
         for parameter, state in wrapper.optimizer.state.items():

@@ -6,7 +6,7 @@ import pytest
 from comparison_logs import step, write_scalars
 from matplotlib.figure import Figure
 
-from mskd_plugin.comparison import Result, plot, read_result, table
+from mskd_plugin.comparison import Result, digest_of_file, plot, read_result, table
 from mskd_plugin.errors import SettingError
 
 
@@ -44,6 +44,16 @@ def test_a_training_that_logs_no_accuracy(tmp_path):
     write_scalars(tmp_path, "run", step(1, 9.0), {"single-label/f1-score": 30.0, "step": 1})
     with pytest.raises(SettingError, match="`val_evaluator` to be one that logs accuracy/top1"):
         read_result(tmp_path)
+
+
+def test_a_file_in_the_home_folder_is_told_from_another(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    digests = set()
+    for content in (b"one", b"another"):
+        (tmp_path / "teacher.pth").write_bytes(content)
+        digests.add(digest_of_file("~/teacher.pth"))
+    assert len(digests - {None}) == 2
+    assert digest_of_file("~/no.pth") is digest_of_file("torchvision://resnet34") is None
 
 
 def test_table_and_plot(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from types import SimpleNamespace
 
 import mmcv
@@ -17,7 +18,12 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.data_checks import check_classes, images_per_process, trained_classes
+from mskd_plugin.hooks.data_checks import (
+    check_classes,
+    check_even_batches,
+    images_per_process,
+    trained_classes,
+)
 from mskd_plugin.hooks.preflight import PreflightHook
 from mskd_plugin.hooks.trial import first_images, read_items
 from mskd_plugin.launch import build_runner
@@ -128,6 +134,14 @@ def test_images_may_come_as_a_stream(tmp_path):
     assert toy.train(cfg)[1].count == 4
     assert [item["data_samples"].sample_idx for item in read_items(Stream(3))] == [0, 1]
 
+    class Endless(IterableDataset):
+        def __iter__(self):
+            return itertools.count()
+
+    assert read_items(Endless()) == [0, 1]
+    loader = DataLoader(Endless(), batch_size=2)
+    check_even_batches(SimpleNamespace(world_size=2, train_dataloader=loader), toy.build())
+
 
 def test_an_image_that_cannot_be_read_is_named_inside_wrappers_and_without_a_file(tmp_path):
     folder = image_folder(tmp_path, 1)
@@ -198,6 +212,11 @@ def test_a_student_that_cannot_train_on_one_image_is_refused(tmp_path, model, se
     cfg.train_dataloader.update(drop_last=True, batch_size=8)
     cfg.experiment_name += "_b"
     assert toy.train(cfg)[1].count == 6
+
+
+def test_a_student_that_cannot_run_at_all_is_named_as_such(tmp_path):
+    settings = {"train_dataloader.dataset.indices": 25, "model.architecture.head.in_channels": 7}
+    toy.fails(toy.runner_config(tmp_path, **settings), "`model.architecture` .* RuntimeError")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from mmengine.fileio import LocalBackend
 from mmengine.logging import HistoryBuffer
 from mmengine.model import BaseModel
 from mmengine.registry import METRICS, PARAM_SCHEDULERS
-from mmengine.runner import Runner, find_latest_checkpoint
+from mmengine.runner import Runner, find_latest_checkpoint, runner
 from torch import serialization
 
 from mskd_plugin import host
@@ -268,3 +268,10 @@ def test_who_is_killed_while_writing_has_a_checkpoint(tmp_path, monkeypatch, roo
     kept = {path.name for path in tmp_path.glob("epoch_*.pth")}
     assert kept == {f"epoch_{n}.pth" for n in (range(1, 5) if room < 0 else range(5 - room, 5))}
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_checkpoint_at_an_address_is_left_to_its_backend(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ImportError, match="petrel_client"):
+        runner.save_checkpoint({}, "s3://bucket/epoch_1.pth")
+    assert not list(tmp_path.iterdir())

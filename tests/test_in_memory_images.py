@@ -259,6 +259,7 @@ def last_flickers(results):
         ([dict(type="ColorJitter", brightness=0.4), *PACK], "ColorJitter"),
         ([Flicker(), *PACK], "two readings of image"),
         ([], "end with PackInputs"),
+        ([lambda results: (results["img"],)], "end with PackInputs.*got tuple"),
         ([lambda results: dict(results, img=results["img"] / 255), *PACK], "uint8 images"),
     ],
 )
@@ -295,9 +296,11 @@ def test_images_of_two_sizes():
         ("padding", 1.5),
         ("padding", True),
         ("flip_prob", 1.1),
+        ("flip_prob", -0.1),
         ("crop_size", 33),
         ("crop_size", 0),
         ("crop_size", (8, 8, 8)),
+        ("batch_labels", "no"),
     ],
 )
 def test_settings_out_of_range(setting, value):

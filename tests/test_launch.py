@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import sys
@@ -209,6 +210,17 @@ def test_one_process_at_a_time_trains_in_a_work_folder(tmp_path, monkeypatch):
         with launch.work_dir_held(cfg):
             assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
     assert not list(tmp_path.iterdir())
+
+
+def test_where_there_are_no_locks_training_goes_on(tmp_path, monkeypatch):
+    def lockf(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    cfg = load("--work-dir", str(tmp_path / "run"))
+    for name, missing in (("fcntl.lockf", lockf), ("fcntl", None)):  # on some disks, on Windows
+        monkeypatch.setattr(f"mskd_plugin.launch.resume.{name}", missing)
+        with launch.work_dir_held(cfg):
+            pass
 
 
 def test_a_refused_training_leaves_no_work_folder(tmp_path):

@@ -106,6 +106,7 @@ def test_options_of_every_type_reach_the_config():
         ("launcher=mpi", r"but got 'launcher'\. --launcher sets it"),
         ("log_level.x.y=1", "`--cfg-options` to be settings of .* but got .*log_level|str"),
         ("custom_hooks.7=1", "`--cfg-options` to be settings of .*[Ii]ndex 7|custom_hooks"),
+        ("in_memory=no", "`in_memory` to be True or False, but got 'no'"),
         ("model=None", "`model` to be a dict with a type, but got None"),
         ("model=ResNet", "`model` to be a dict with a type, but got ResNet"),
     ],

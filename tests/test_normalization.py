@@ -68,7 +68,9 @@ def test_the_config_in_a_checkpoint_of_mmclassification_is_read():
     "meta",
     [None, {}, {"cfg": None}, {"cfg": "data_preprocessor = dict(mean="}, {"cfg": "\0"}, [1],
      {"cfg": "data_preprocessor = dict(mean=open('x'), std=[1, 2, 3])"},
-     {"cfg": "data_preprocessor = dict(mean=['a'], std=[1.0])"}],
+     {"cfg": "data_preprocessor = dict(mean=['a'], std=[1.0])"},
+     {"cfg": "data_preprocessor = {**base, mean: [1.0], 'std': [1.0]}"},
+     {"cfg": "data_preprocessor = dict(mean=[1.0], **base)"}],
 )  # fmt: skip
 def test_what_says_nothing_is_no_statement(meta):
     assert stated_normalization({"meta": meta}) == {}
@@ -145,12 +147,14 @@ def test_raw_images_for_a_teacher_that_knows_normalised_ones(tmp_path, kind, hoo
         build_runner(cfg).train()
 
 
-def test_raw_images_for_a_teacher_whose_own_preprocessor_normalises(tmp_path):
-    teacher = dict(toy.classifier("teacher"), data_preprocessor=dict(STATED))
+@pytest.mark.parametrize("own", [STATED, dict(mean=[0.0] * 3, std=[255.0] * 3)], ids=str)
+def test_raw_images_for_a_teacher_whose_own_preprocessor_normalises(tmp_path, own):
+    teacher = dict(toy.classifier("teacher"), data_preprocessor=dict(own))
     model = toy.algorithm(
         teacher=teacher, teacher_ckpt=str(toy.teacher_file(tmp_path)), data_preprocessor=RAW
     )
-    toy.fails(toy.runner_config(tmp_path, model), r"`data_preprocessor` .*mean \[123.6")
+    told = rf"`data_preprocessor` .*mean \[{own['mean'][0]}, .*std \[{own['std'][0]}, "
+    toy.fails(toy.runner_config(tmp_path, model), told)
 
 
 @pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])
@@ -202,11 +206,17 @@ CHANNELS = dict(STATED, to_rgb=True)
          (False, "CIFAR100")),
         (dict(data_preprocessor=dict(STATED, bgr_to_rgb=True, rgb_to_bgr=False),
               train_dataloader=dict(dataset=WRAPPED)), (True, "LoadImageFromFile")),
+        (dict(data_preprocessor=dict(STATED, bgr_to_rgb=False, rgb_to_bgr=True),
+              train_dataloader=dict(dataset=ARRAYS)), (True, "CIFAR100")),
         (dict(img_norm_cfg=CHANNELS, data=dict(train=dict(type="ImageNet", pipeline=[
             dict(type="LoadImageFromFile"), dict(type="Normalize", **CHANNELS)]))),
          (True, "LoadImageFromFile")),
         (dict(data_preprocessor=STATED, train_dataloader=dict(dataset=FILES)), None),
         (dict(data_preprocessor=CHANNELS, train_dataloader=dict(dataset=OWN_ORDER)), None),
+        (dict(data_preprocessor=CHANNELS, train_dataloader=dict(dataset=dict(FILES, pipeline=[
+            *FILES["pipeline"], dict(type="PILToNumpy", to_bgr=True)]))), None),
+        (dict(data_preprocessor=CHANNELS, train_dataloader=dict(dataset=dict(FILES, pipeline=[
+            *FILES["pipeline"], "a name that is not read"]))), None),
         (dict(data_preprocessor=CHANNELS, train_dataloader=dict(dataset=dict(type="X"))), None),
         (dict(data_preprocessor=CHANNELS), None),
         (dict(train_dataloader=dict(dataset=FILES)), None),

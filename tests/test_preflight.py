@@ -261,6 +261,9 @@ def test_preflight_looks_at_what_ends_the_training(tmp_path):
     cfg = toy.runner_config(tmp_path)
     cfg.custom_hooks.append(dict(type="EarlyStoppingHook", monitor="accuracy/top3", strict=True))
     toy.fails(cfg, "`EarlyStoppingHook.monitor` .*: accuracy/top1, but got 'accuracy/top3'")
+    cfg.custom_hooks[-1]["strict"] = False  # which only warns
+    cfg.experiment_name += "_b"
+    assert toy.train(cfg)[1].count == 6
     plateau = dict(type="ReduceOnPlateauLR", monitor="accuracy/top3", rule="greater", by_epoch=True)
     toy.fails(
         toy.runner_config(tmp_path / "b", param_scheduler=[plateau]),
@@ -359,7 +362,11 @@ def test_preflight_leaves_other_metrics_and_loops_alone(tmp_path, capsys):
 def test_preflight_leaves_nothing_of_the_trial(tmp_path, best):
     cfg = toy.runner_config(tmp_path, **{"default_hooks.checkpoint.save_best": best})
     cfg.val_evaluator = [dict(type="Accuracy", topk=(1, 5))]
-    runner, _ = toy.train(cfg)
+    runner = build_runner(cfg)
+    metrics = [*runner.val_loop.evaluator.metrics]
+    PreflightHook().before_train(runner)
+    assert runner.val_loop.evaluator.metrics == metrics and not metrics[0].results
+    runner.train()
     shares = runner.message_hub.get_scalar("val/accuracy/top1").data[0]
     assert len(shares) == 2
     np.testing.assert_allclose(shares * 20 / 100, (shares * 20 / 100).round(), atol=1e-6)
@@ -380,7 +387,7 @@ def test_preflight_only_warns_of_a_metric_of_ones_own(tmp_path, capsys):
             return dict(count=len(results))
 
     cfg = toy.runner_config(tmp_path)
-    cfg.val_evaluator = [Demanding()]
+    cfg.val_evaluator = [Demanding(), dict(type="Accuracy", topk=(1,))]
     runner, _ = toy.train(cfg)
     assert runner.message_hub.get_scalar("val/own/count").current() == 20
     assert "WARNING - Validation was tried on two images and failed: ValueError: too few" in (

@@ -24,6 +24,7 @@ from mskd_plugin.hooks.preflight import (
     _watch_categorization,
     check_batch_size,
     check_losses,
+    check_schedules,
     check_teacher,
     tell_accumulation,
 )
@@ -103,7 +104,9 @@ def test_records_inside_blocks_that_are_recomputed_are_refused(source, trains, m
     )
     student["head"]["in_channels"] = 32
     distiller = toy.distiller()
-    distiller["student_recorders"]["stage3"]["source"] = f"backbone.{source}"
+    recorders = distiller["student_recorders"]
+    recorders["stage3"]["source"] = f"backbone.{source}"
+    recorders["weight"] = dict(type="Parameter", source="head.fc.weight")  # of no module
     model = toy.build(architecture=student, distiller=distiller)
     model.distiller.connectors["stage3_student"] = torch.nn.Identity()
     model.distiller.connectors["stage3_teacher"] = torch.nn.Identity()
@@ -254,3 +257,16 @@ def test_an_optimizer_for_each_network_is_no_reason_to_refuse(tmp_path):
     runner = build_runner(toy.runner_config(tmp_path))
     runner.optim_wrapper = OptimWrapperDict(architecture=runner.optim_wrapper)
     PreflightHook().before_train(runner)
+
+
+@pytest.mark.parametrize(
+    ("begin", "end", "fits"),
+    [(0, 3, True), (1, 4, True), (2, 9, True), (0, 9, False), (1, 5, False)],
+)
+def test_a_cycle_takes_the_steps_between_its_begin_and_its_end(begin, end, fits):
+    cycle = SimpleNamespace(total_steps=3, by_epoch=True, begin=begin, end=end)
+    runner = SimpleNamespace(param_schedulers=[cycle], max_epochs=5, max_iters=50)
+    if fits:
+        return check_schedules(runner)
+    with pytest.raises(SettingError, match=f"at least the {5 - begin} epochs .* but got 3 of"):
+        check_schedules(runner)

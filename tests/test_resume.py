@@ -383,6 +383,8 @@ def test_groups_are_those_of_one_optimizer(of_kd):
     check_groups(several, Resumed("", several.state_dict()))
     with pytest.raises(SettingError, match=r"groups of parameters, \[2, 1\], .* one with \[1, 2\]"):
         check_groups(one, Resumed("", wrapper(1, 2).state_dict()))
+    with pytest.raises(SettingError, match=r"groups of parameters, \[2, 1\], .* one with None"):
+        check_groups(one, Resumed("", several.state_dict()))
 
 
 def test_a_config_without_a_default_scope(tmp_path):

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import toy
+from mmengine.config import Config
 
 from mskd_plugin import launch
+from mskd_plugin.launch.resume import _restored
 
 
 def interrupted(folder, **settings):
@@ -61,3 +63,15 @@ def test_schedules_that_are_new_take_effect(tmp_path):
     interrupted(tmp_path, param_scheduler=None)
     runner, log = resume(tmp_path)
     assert "Without effect" not in log and len(runner.param_schedulers) == 1
+
+
+def test_a_schedule_of_steps_ends_with_them():
+    was, now = (
+        Config(dict(train_cfg=dict(max_iters=steps), param_scheduler=dict(type="PolyLR")))
+        for steps in (4, 9)
+    )
+    told = _restored(now, {"meta": {"cfg": was.pretty_text}})
+    assert told == "param_scheduler.0.end is 9 and was 4"
+    for cfg in (was, now):
+        cfg.param_scheduler.end = 3  # of its own
+    assert _restored(now, {"meta": {"cfg": was.pretty_text}}) == ""

@@ -150,6 +150,9 @@ def test_scaling_the_learning_rate(tmp_path):
     assert set(run(cfg)[1].rates) == {rate * 8 / 64}
     plain = toy.runner_config(tmp_path / "plain", **{"train_cfg.max_epochs": 1})
     assert set(run(plain)[1].rates) == {rate}
+    plain.auto_scale_lr = None  # as MMEngine's runner has it by default
+    with pytest.raises(SettingError, match=r"auto_scale_lr\.base_batch_size.*--auto-scale-lr"):
+        scale_learning_rate(plain)
     plain.pop("auto_scale_lr")
     with pytest.raises(SettingError, match=r"auto_scale_lr\.base_batch_size.*--auto-scale-lr"):
         scale_learning_rate(plain)

@@ -17,7 +17,7 @@ import toy
 from torch import Tensor, nn
 
 import mskd_plugin  # noqa: F401  (registers the networks)
-from mskd_plugin.checkpoints.weights import class_count, load_weights
+from mskd_plugin.checkpoints.weights import class_count, load_weights, read_checkpoint
 from mskd_plugin.errors import SettingError
 
 
@@ -293,6 +293,26 @@ def test_addresses_with_equal_file_names(cache: Path, tmp_path: Path) -> None:
         ):
             load_weights(toy.network(), f"{address}/c.pth")
     assert len(list(cache.glob("*/ckpt_epoch_240.pth"))) == 2
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["first", "other machine"])
+def test_the_first_process_downloads_before_the_others_look(
+    first: bool, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = []
+
+    def download(url: str, path: str, hash_prefix: str | None = None) -> None:
+        events.append("downloaded")
+        torch.save({"epoch": 7}, path)
+
+    module = "mskd_plugin.checkpoints.weights"
+    monkeypatch.setattr(torch.hub, "download_url_to_file", download)
+    monkeypatch.setattr(f"{module}.is_main_process", lambda: first)
+    monkeypatch.setattr(f"{module}.barrier", lambda: events.append("all are here"))
+    address = "https://example.org/teacher.pth"
+    assert read_checkpoint(address, setting="teacher_ckpt") == {"epoch": 7}
+    expected = ["downloaded", "all are here"]
+    assert events == (expected if first else expected[::-1])
 
 
 def test_class_count() -> None:

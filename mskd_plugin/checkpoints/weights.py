@@ -170,7 +170,7 @@ def fit_weights(
     own = model.state_dict()
     renamed = {name: rename(weights) for name, rename in LAYOUTS.items()}
     fits = {name: _compare(own, part) for name, part in renamed.items() if part}
-    layout = min(fits, key=lambda name: (-fits[name].matching, fits[name].differences))
+    layout = min(fits, key=lambda name: fits[name].differences)
     fit = fits[layout]
     if fit.differences:
         raise SettingError(
@@ -262,7 +262,6 @@ LAYOUTS: dict[str, Callable[[Weights], Weights]] = {
 
 @dataclass(frozen=True)
 class _Fit:
-    matching: int
     missing: list[str]
     unexpected: list[str]
     reshaped: list[str]
@@ -284,7 +283,6 @@ class _Fit:
 
 def _compare(own: Mapping[str, Tensor], weights: Weights) -> _Fit:
     return _Fit(
-        matching=sum(k in own and v.shape == own[k].shape for k, v in weights.items()),
         missing=[k for k in own if k not in weights and not k.endswith("num_batches_tracked")],
         unexpected=[k for k in weights if k not in own],
         reshaped=[
@@ -348,7 +346,7 @@ def _local_file(source: str, setting: str) -> Path:
     if scheme != "torchvision":
         # Other sites name the files of several networks alike.
         folder = folder / hashlib.sha256(url.encode()).hexdigest()[:16]
-    path = folder / (Path(urlparse(url).path).name or "weights.pth")
+    path = folder / Path(urlparse(url).path).name
     digest = _HASH_IN_NAME.search(path.name) if scheme == "torchvision" else None
     try:
         if is_main_process():

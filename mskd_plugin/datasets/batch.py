@@ -6,7 +6,7 @@ Training needs no more than the labels together.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -82,8 +82,8 @@ def collate_batch(items: Sequence[dict[str, Any]] | dict[str, Any]) -> dict[str,
         >>> collate_batch(items)["data_samples"][0].gt_label
         tensor([4, 7])
     """
-    if isinstance(items, Mapping):
-        return dict(items)
+    if isinstance(items, dict):
+        return items
     samples = [item["data_samples"] for item in items]
     for sample in samples:
         check_one_class(sample)

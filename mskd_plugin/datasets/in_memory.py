@@ -14,7 +14,7 @@ from torch.nn import functional
 from torch.utils.data import Dataset
 
 from mskd_plugin.datasets.batch import BatchSample, check_one_class
-from mskd_plugin.errors import SettingError, check_count
+from mskd_plugin.errors import SettingError, check_count, check_flag
 
 #: Images read twice to see whether they come out the same.
 COMPARED = 32
@@ -80,7 +80,7 @@ class InMemoryImages(Dataset):
         source = DATASETS.build(dataset) if isinstance(dataset, dict) else dataset
         self.metainfo = source.metainfo
         self.flip_prob = flip_prob
-        self.batch_labels = batch_labels
+        self.batch_labels = check_flag("batch_labels", batch_labels)
         self.device = torch.device(get_device() if device is None else device)
         images, self.samples = read_once(source)
         self.sample_idx: Tensor | None = None

@@ -235,7 +235,7 @@ def check_even_batches(runner: Runner, model: BaseModel) -> None:
         return
     counts = images_per_process(loader, runner.world_size)
     size = loader.batch_size  # None with a batch sampler
-    if joining and not (loader.drop_last and size):
+    if joining and not loader.drop_last:
         uneven = counts
     elif size:
         uneven = {count // size if loader.drop_last else -(-count // size) for count in counts}

@@ -69,7 +69,8 @@ class FastNetworksHook(Hook):
         """Keep the kernels that the config asks for: a resumed optimizer would take over the
         checkpoint's.
         """
-        wrapper, states = runner.optim_wrapper, checkpoint.get("optimizer")
+        # Of initial weights the optimizer is not read, and may be of another kind.
+        wrapper, states = runner.optim_wrapper, runner._resume and checkpoint.get("optimizer")
         if isinstance(wrapper, OptimWrapperDict) and states:  # an OptimWrapper, too
             for name, single in wrapper.items():
                 speed.keep_kernels(single.optimizer, states[name])

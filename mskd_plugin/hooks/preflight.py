@@ -97,8 +97,6 @@ class PreflightHook(Hook):
         teacher = getattr(model, "teacher", None)
         if teacher is not None:
             check_teacher(model, teacher)
-        with _unchanged(model):
-            check_single_images(runner, model)
         check_schedules(runner)
         check_best(runner)
         if runner.val_loop is not None:
@@ -111,6 +109,8 @@ class PreflightHook(Hook):
                 check_losses(model, runner.train_dataloader)
                 check_recorded(model, runner.train_dataloader)
             tell_accumulation(runner)
+        with _unchanged(model):  # after what names a student that cannot run at all
+            check_single_images(runner, model)
         runner.logger.info("Preflight passed: data, teacher, recorders, connectors and losses.")
 
 
@@ -223,7 +223,7 @@ def check_heads(dataset: BaseDataset, model: BaseModel) -> None:
     """Check that every head has the classes of the data."""
     classes = classes_of(dataset)
     for name in ("student", "teacher"):
-        network = getattr(model, name, model if name == "student" else None)
+        network = getattr(model, name, model)
         count = getattr(getattr(network, "head", None), "num_classes", None)
         if classes and count is not None and count != len(classes):
             raise SettingError(

@@ -58,7 +58,7 @@ class TeacherEvaluationHook(Hook):
             "Teacher on the validation data: "
             + ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         )
-        classes = classes_of(loop.dataloader.dataset) or ()
+        classes = classes_of(loop.dataloader.dataset)
         top1 = metrics.get("accuracy/top1")
         if top1 is not None and classes and top1 < 2 * 100 / len(classes):
             runner.logger.warning(

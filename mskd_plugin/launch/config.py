@@ -15,7 +15,7 @@ from mmengine.runner import Runner
 
 from mskd_plugin.checkpoints.weights import check_source
 from mskd_plugin.config_parts import type_name
-from mskd_plugin.errors import SettingError, check_file, nearest
+from mskd_plugin.errors import SettingError, check_file, check_flag, nearest
 from mskd_plugin.recipes import METHODS, alone, distill, two_phases
 from mskd_plugin.recipes.assemble import ALONE
 from mskd_plugin.switches import (
@@ -128,7 +128,8 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
     if not isinstance(cfg.model, dict):
         raise SettingError("model", "a dict with a type", cfg.model)
     # After the options, which name the data sets' own settings.
-    if cfg.pop("in_memory", False) or getattr(args, "in_memory", False):
+    in_memory = check_flag("in_memory", cfg.pop("in_memory", False))
+    if in_memory or getattr(args, "in_memory", False):
         use_in_memory(cfg)
     cfg.launcher = args.launcher
     cfg.work_dir = args.work_dir or cfg.get("work_dir") or f"work_dirs/{stem}"

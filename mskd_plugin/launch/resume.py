@@ -189,9 +189,9 @@ def check_groups(wrapper: OptimWrapper | OptimWrapperDict, resumed: Resumed | No
     Raises:
         SettingError: Naming ``--resume``.
     """
-    before = _group_sizes(resumed.optimizer) if resumed else None
     now = _group_sizes(wrapper.state_dict())
-    if before and before != now:
+    before = _group_sizes(resumed.optimizer) if resumed and resumed.optimizer else now
+    if before != now:
         raise SettingError(
             "--resume",
             f"a checkpoint with this config's groups of parameters, {now}",
