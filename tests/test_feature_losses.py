@@ -18,6 +18,7 @@ SIZE = 4
 MAPS = {"equal": ((3, 4, 4), (5, 4, 4)), "larger": ((3, 6, 6), (5, 3, 3))}
 MAPS |= {"smaller": ((3, 3, 3), (5, 6, 6)), "uneven": ((3, 5, 4), (5, 3, 6))}
 VECTORS = {"unequal": ((6,), (9,))}
+TOKENS = {"tokens": ((5, 3), (4, 6))}
 SAME_WIDTH = {"same width": ((6,), (6,))}
 SAME_CHANNELS = {name: ((5, *student[1:]), teacher) for name, (student, teacher) in MAPS.items()}
 
@@ -38,7 +39,7 @@ def vid_oracle(student, teacher, init_variance=5.0, eps=1e-5):
 LOSSES = {
     "AttentionTransferLoss": (oracles.attention_transfer, MAPS, {}, {"power": 3}),
     "NeuronSelectivityLoss": (oracles.neuron_selectivity, MAPS, {}, {}),
-    "SimilarityPreservingLoss": (oracles.similarity_preserving, MAPS | VECTORS, {}, {}),
+    "SimilarityPreservingLoss": (oracles.similarity_preserving, MAPS | VECTORS | TOKENS, {}, {}),
     "CorrelationCongruenceLoss": (oracles.correlation_congruence, SAME_WIDTH, {}, {}),
     "VariationalInformationLoss": (
         vid_oracle,
@@ -85,9 +86,10 @@ def lists(*tensors):
     return [tensor.double().tolist() for tensor in tensors]
 
 
+@pytest.mark.parametrize("size", [2, SIZE])
 @pytest.mark.parametrize("kind, name", CASES)
-def test_loss_equals_the_naive_loops(kind, name):
-    pair = features(kind, name)
+def test_loss_equals_the_naive_loops(kind, name, size):
+    pair = features(kind, name, size)
     assert_close(build(kind, loss_weight=2.5)(*pair), 2.5 * LOSSES[kind][0](*lists(*pair)))
 
 

@@ -357,6 +357,9 @@ def test_losses_refuse_inputs(method):
         call(good, logits(2, classes=6))
     with pytest.raises(SettingError, match=r"student_logits.*two classes.*\(7, 1\)"):
         call(good[:, :1], good[:, :1])
+    for shape in ((7,), (7, 5, 2)):
+        with pytest.raises(SettingError, match=r"student_logits.*\(N, C\)"):
+            call(torch.zeros(shape), torch.zeros(shape))
     if NAMES[method][2]:
         with pytest.raises(SettingError, match=r"labels.*\(7,\).*\(6,\)"):
             call(good, good, LABELS[:6])
