@@ -284,6 +284,22 @@ def test_mlkd_shows_its_terms():
         assert_close(term, expected[name])
 
 
+def test_mlkds_shares_grow_with_ties_of_the_teacher():
+    # Three images of which the teacher is sure, and three classes of one column: up to the median
+    # are all, where values that differ make a half. Their smallest probabilities and their
+    # logarithms do differ.
+    teacher = torch.tensor([[40.0, 0, 0, 0], [50.0, 0, 0, 0], [60.0, 0, 0, 0], [2.0, 0, 0, 0]])
+    student, teacher = logits(1, size=4, classes=4), teacher.double()
+    expected = oracle("mlkd", student, teacher, **DEFAULTS["mlkd"])
+    assert_close(built("mlkd")(student, teacher), expected)
+    loss = MODELS.build({"type": "MultiLevelKDLoss", "temperatures": (2.0,)})
+    loss(student.requires_grad_(), teacher)
+    p, q = ((side / 2).softmax(1) for side in (student, teacher))
+    instance = 2 * 4 * (q * (q / p).log()).sum(1).mean()
+    assert_close(loss.terms["instance"], instance)
+    assert not any(term.requires_grad for term in loss.terms.values())
+
+
 # --- what MMRazor's losses do otherwise -------------------------------------------------------
 
 
