@@ -228,7 +228,8 @@ def test_the_order_of_the_images_does_not_matter(kind):
 def test_terms_of_rkd_are_logged():
     pair = first_features("RelationalLoss")
     loss = build("RelationalLoss")
-    loss(*pair)
+    loss(pair[0].requires_grad_(), pair[1])
+    assert not any(term.requires_grad for term in loss.terms.values())
     assert_close(loss.terms["distance"], oracles.relational_distance(*lists(*pair)))
     assert_close(loss.terms["angle"], oracles.relational_angle(*lists(*pair)))
 
@@ -267,6 +268,8 @@ def test_features_are_checked(kind):
 def test_channels_of_vid_and_widths_of_cc_are_checked():
     with pytest.raises(SettingError, match="student_feature.*`channels` = 5.*3, 4, 4"):
         build("VariationalInformationLoss")(random(4, 3, 4, 4, seed=0), random(4, 5, 4, 4, seed=0))
+    with pytest.raises(SettingError, match="teacher_feature.*`channels` = 5.*1, 4, 4"):
+        build("VariationalInformationLoss")(random(4, 5, 4, 4, seed=0), random(4, 1, 4, 4, seed=0))
     with pytest.raises(SettingError, match=r"teacher_feature.*\(4, 6\).*\(4, 7\)"):
         build("CorrelationCongruenceLoss")(random(4, 6, seed=0), random(4, 7, seed=0))
 

@@ -84,8 +84,9 @@ def review_case(dtype=torch.float64, size=SIZE):
 
 def review_oracle(loss, case):
     case = {n: v[:, :, None, None] if v.dim() == 2 else v for n, v in case.items()}
+    stages = [f"stage{i}" for i in range(1, 7) if f"student_stage{i}" in case]
     student, teacher = (
-        [lists(case[f"{side}_{part}"]) for part in ("stage1", "stage2", "pooled")]
+        [lists(case[f"{side}_{part}"]) for part in (*stages, "pooled")]
         for side in ("student", "teacher")
     )
     states = [state(fusion) for fusion in loss.chain.fusions]
