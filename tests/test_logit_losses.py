@@ -383,8 +383,10 @@ def test_losses_refuse_inputs(method):
             call(good, good, LABELS.double())
 
 
-def test_the_connector_refuses_what_is_no_logits():
+def test_the_connector_takes_two_classes_and_refuses_what_is_no_logits():
     connector = MODELS.build({"type": "LogitStandardizationConnector"})
+    root = 0.5**0.5
+    assert_close(connector(torch.tensor([[1.0, 5.0]])), [[-root, root]], torch.float32)
     for shape in ((3, 1), (3,), (2, 3, 4)):
         with pytest.raises(SettingError, match="logits.*two classes"):
             connector(torch.zeros(shape))
