@@ -263,6 +263,8 @@ def test_features_are_checked(kind):
         build(kind)(student, teacher[1:])
     with pytest.raises(SettingError, match=r"student_feature.*dimensions.*\(4,\)"):
         build(kind)(student.flatten(1)[:, 0], teacher)
+    with pytest.raises(SettingError, match="teacher_feature.*dimensions.*tuple"):
+        build(kind)(student, (teacher,))  # what a backbone's recorder holds
 
 
 def test_channels_of_vid_and_widths_of_cc_are_checked():

@@ -285,9 +285,8 @@ def test_mlkd_shows_its_terms():
 
 
 def test_mlkds_shares_grow_with_ties_of_the_teacher():
-    # Three images of which the teacher is sure, and three classes of one column: up to the median
-    # are all, where values that differ make a half. Their smallest probabilities and their
-    # logarithms do differ.
+    # Three images of which the teacher is sure, three classes of one column: up to the median are
+    # all. The images' smallest probabilities, and the logarithms, differ.
     teacher = torch.tensor([[40.0, 0, 0, 0], [50.0, 0, 0, 0], [60.0, 0, 0, 0], [2.0, 0, 0, 0]])
     student, teacher = logits(1, size=4, classes=4), teacher.double()
     expected = oracle("mlkd", student, teacher, **DEFAULTS["mlkd"])
@@ -376,6 +375,10 @@ def test_losses_refuse_inputs(method):
     for shape in ((7,), (7, 5, 2)):
         with pytest.raises(SettingError, match=r"student_logits.*\(N, C\)"):
             call(torch.zeros(shape), torch.zeros(shape))
+    with pytest.raises(SettingError, match="student_logits.*tuple"):
+        call((good,), good)
+    with pytest.raises(SettingError, match="teacher_logits.*tuple"):
+        call(good, (good,))
     if NAMES[method][2]:
         with pytest.raises(SettingError, match=r"labels.*\(7,\).*\(6,\)"):
             call(good, good, LABELS[:6])
