@@ -210,8 +210,8 @@ def test_phase_2_has_the_settings_that_the_model_was_built_with():
         model.enter_phase(phase)
         assert (model.calculate_student_loss, model.student_trainable) == (phase == 2,) * 2
     both = ("architecture.backbone", "distiller.connectors.ft_paraphraser")
-    model = ROOT_MODELS.build({**distill(base(), ft(base())), "init_modules": both})
-    for model in (build("ab"), model):
+    of_both = ROOT_MODELS.build({**distill(base(), ft(base())), "init_modules": both})
+    for model in (build("ab"), of_both):
         model.enter_phase(1)
         assert (model.calculate_student_loss, model.student_trainable) == (False, True)
 
