@@ -267,12 +267,18 @@ def naive_doubling(image, weight, bias):
 
 
 @pytest.mark.parametrize(
-    "settings, side",
-    [({}, 4), ({"kernel_size": 3}, 2), ({"resize": "halve"}, 2), ({"resize": "double"}, 8)],
+    "settings, kernel, side",
+    [
+        ({}, 1, 4),
+        ({"kernel_size": 3}, 3, 2),
+        ({"resize": "halve"}, 3, 2),
+        ({"resize": "double"}, 4, 8),
+    ],
     ids=str,
 )
-def test_the_regressor_of_fitnets_equals_the_naive_loops(settings, side):
+def test_the_regressor_of_fitnets_equals_the_naive_loops(settings, kernel, side):
     regressor = build_connector("FitNetRegressor", in_channels=2, out_channels=3, **settings)
+    assert regressor.conv.weight.shape[2:] == (kernel, kernel)
     feature = random(3, 2, 4, 4, seed=1)
     weight, bias = regressor.conv.weight.tolist(), regressor.conv.bias.tolist()
     resize = settings.get("resize")
