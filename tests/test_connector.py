@@ -232,6 +232,10 @@ def test_mmrazor_chains_connectors_in_a_list():
             "`in_channels and out_channels` .*'mlp'.* got 6 and None",
         ),
         (
+            {"projector": "linear", "out_channels": 5},
+            "`in_channels and out_channels` .*'linear'.* got None and 5",
+        ),
+        (
             {"in_channels": 6, "out_channels": 5},
             "`projector` .*to map 6 channels to 5, but got 'none'",
         ),

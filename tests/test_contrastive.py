@@ -337,8 +337,8 @@ def test_a_bare_map_or_nothing_in_place_of_regions():
     with pytest.raises(SettingError, match="`student_regions` .*tuple.* got None"):
         multi_scale_contrastive_terms(None, teacher)
     arrays = [scale.detach().numpy() for scale in teacher]
-    with pytest.raises(SettingError, match="`teacher_regions` .*tuple.* ndarray, ndarray, nd"):
-        multi_scale_contrastive_terms(student, arrays)
+    with pytest.raises(SettingError, match="`teacher_regions` .*tuple.* Tensor, ndarray, nd"):
+        multi_scale_contrastive_terms(student, [teacher[0], *arrays[1:]])
 
 
 @pytest.mark.parametrize("shape", [(4, 4, 6), (5, 4, 7), (5, 0, 6)])

@@ -19,6 +19,7 @@ SIZE = 4
 MAPS = {"equal": ((3, 4, 4), (5, 4, 4)), "larger": ((3, 6, 6), (5, 3, 3))}
 MAPS |= {"smaller": ((3, 3, 3), (5, 6, 6)), "uneven": ((3, 5, 4), (5, 3, 6))}
 VECTORS = {"unequal": ((6,), (9,))}
+TOKENS = {"tokens": ((5, 3), (4, 6))}
 SAME_WIDTH = {"same width": ((6,), (6,))}
 SAME_CHANNELS = {name: ((5, *student[1:]), teacher) for name, (student, teacher) in MAPS.items()}
 
@@ -39,7 +40,7 @@ def vid_oracle(student, teacher, init_variance=5.0, eps=1e-5):
 LOSSES = {
     "AttentionTransferLoss": (oracles.attention_transfer, MAPS, {}, {"power": 3}),
     "NeuronSelectivityLoss": (oracles.neuron_selectivity, MAPS, {}, {}),
-    "SimilarityPreservingLoss": (oracles.similarity_preserving, MAPS | VECTORS, {}, {}),
+    "SimilarityPreservingLoss": (oracles.similarity_preserving, MAPS | VECTORS | TOKENS, {}, {}),
     "CorrelationCongruenceLoss": (oracles.correlation_congruence, SAME_WIDTH, {}, {}),
     "VariationalInformationLoss": (
         vid_oracle,
@@ -81,9 +82,10 @@ def lists(*tensors):
     return [tensor.double().tolist() for tensor in tensors]
 
 
+@pytest.mark.parametrize("size", [2, SIZE])
 @pytest.mark.parametrize("kind, name", CASES)
-def test_loss_equals_the_naive_loops(kind, name):
-    pair = features(kind, name)
+def test_loss_equals_the_naive_loops(kind, name, size):
+    pair = features(kind, name, size)
     assert_close(build(kind, loss_weight=2.5)(*pair), 2.5 * LOSSES[kind][0](*lists(*pair)))
 
 
@@ -222,7 +224,8 @@ def test_the_order_of_the_images_does_not_matter(kind):
 def test_terms_of_rkd_are_logged():
     pair = first_features("RelationalLoss")
     loss = build("RelationalLoss")
-    loss(*pair)
+    loss(pair[0].requires_grad_(), pair[1])
+    assert not any(term.requires_grad for term in loss.terms.values())
     assert_close(loss.terms["distance"], oracles.relational_distance(*lists(*pair)))
     assert_close(loss.terms["angle"], oracles.relational_angle(*lists(*pair)))
 
@@ -256,11 +259,15 @@ def test_features_are_checked(kind):
         build(kind)(student, teacher[1:])
     with pytest.raises(SettingError, match=r"student_feature.*dimensions.*\(4,\)"):
         build(kind)(student.flatten(1)[:, 0], teacher)
+    with pytest.raises(SettingError, match="teacher_feature.*dimensions.*tuple"):
+        build(kind)(student, (teacher,))  # what a backbone's recorder holds
 
 
 def test_channels_of_vid_and_widths_of_cc_are_checked():
     with pytest.raises(SettingError, match="student_feature.*`channels` = 5.*3, 4, 4"):
         build("VariationalInformationLoss")(random(4, 3, 4, 4, seed=0), random(4, 5, 4, 4, seed=0))
+    with pytest.raises(SettingError, match="teacher_feature.*`channels` = 5.*1, 4, 4"):
+        build("VariationalInformationLoss")(random(4, 5, 4, 4, seed=0), random(4, 1, 4, 4, seed=0))
     with pytest.raises(SettingError, match=r"teacher_feature.*\(4, 6\).*\(4, 7\)"):
         build("CorrelationCongruenceLoss")(random(4, 6, seed=0), random(4, 7, seed=0))
 

@@ -263,12 +263,18 @@ def naive_doubling(image, weight, bias):
 
 
 @pytest.mark.parametrize(
-    "settings, side",
-    [({}, 4), ({"kernel_size": 3}, 2), ({"resize": "halve"}, 2), ({"resize": "double"}, 8)],
+    "settings, kernel, side",
+    [
+        ({}, 1, 4),
+        ({"kernel_size": 3}, 3, 2),
+        ({"resize": "halve"}, 3, 2),
+        ({"resize": "double"}, 4, 8),
+    ],
     ids=str,
 )
-def test_the_regressor_of_fitnets_equals_the_naive_loops(settings, side):
+def test_the_regressor_of_fitnets_equals_the_naive_loops(settings, kernel, side):
     regressor = build_connector("FitNetRegressor", in_channels=2, out_channels=3, **settings)
+    assert regressor.conv.weight.shape[2:] == (kernel, kernel)
     feature = random(3, 2, 4, 4, seed=1)
     weight, bias = regressor.conv.weight.tolist(), regressor.conv.bias.tolist()
     resize = settings.get("resize")
@@ -287,9 +293,10 @@ def test_the_regressor_of_fitnets_equals_the_naive_loops(settings, side):
     assert_close(regressor(feature), expected)
 
 
-@pytest.mark.parametrize("pool", [1, 2])
-def test_the_regressor_of_vid_equals_the_naive_loops(pool):
-    regressor = build_connector("VIDRegressor", in_channels=2, out_channels=3, pool=pool)
+@pytest.mark.parametrize("settings", [{}, {"pool": 2}], ids=str)
+def test_the_regressor_of_vid_equals_the_naive_loops(settings):
+    regressor = build_connector("VIDRegressor", in_channels=2, out_channels=3, **settings)
+    pool = settings.get("pool", 1)
     assert [tuple(p.shape) for p in regressor.parameters()] == [
         (3, 2, 1, 1),
         (3, 3, 1, 1),
@@ -313,8 +320,11 @@ def test_the_regressor_of_vid_equals_the_naive_loops(pool):
     "kind, settings, match",
     [
         ("FitNetRegressor", dict(in_channels=0), "in_channels"),
+        ("FitNetRegressor", dict(out_channels=0), "out_channels"),
         ("FitNetRegressor", dict(resize="shrink"), r"resize.*one of.*'shrink'"),
         ("FitNetRegressor", dict(resize="halve", kernel_size=3), "kernel_size.*1 unless"),
+        ("VIDRegressor", dict(in_channels=0), "in_channels"),
+        ("VIDRegressor", dict(out_channels=0), "out_channels"),
         ("VIDRegressor", dict(pool=0), "pool"),
     ],
 )

@@ -70,6 +70,22 @@ def test_recorded_inference_tensors_are_copied_once_each():
     assert records["one"].get_record_data() is one
 
 
+def test_whatever_is_recorded_beside_a_tensor_stays():
+    class Stage(nn.Module):  # as those of Swin Transformer, with the size of their grid
+        def forward(self, x):
+            return x + 1, (2, 3), None
+
+    manager = RecorderManager(dict(stage=dict(type="ModuleOutputs", source="0")))
+    model = nn.Sequential(Stage())
+    manager.initialize(model)
+    with torch.inference_mode(), manager:
+        model(torch.ones(1, 6))
+    copy_inference_records(manager)
+    tokens, *others = manager.get_recorder("stage").get_record_data()
+    assert not tokens.is_inference() and torch.equal(tokens, torch.full((1, 6), 2.0))
+    assert others == [(2, 3), None]
+
+
 def test_where_inference_mode_cannot_be():
     match = "teacher_inference_mode.*False for a teacher that trains.*deliveries"
     with pytest.raises(SettingError, match=match):

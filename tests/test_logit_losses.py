@@ -284,6 +284,21 @@ def test_mlkd_shows_its_terms():
         assert_close(term, expected[name])
 
 
+def test_mlkds_shares_grow_with_ties_of_the_teacher():
+    # Three images of which the teacher is sure, three classes of one column: up to the median are
+    # all. The images' smallest probabilities, and the logarithms, differ.
+    teacher = torch.tensor([[40.0, 0, 0, 0], [50.0, 0, 0, 0], [60.0, 0, 0, 0], [2.0, 0, 0, 0]])
+    student, teacher = logits(1, size=4, classes=4), teacher.double()
+    expected = oracle("mlkd", student, teacher, **DEFAULTS["mlkd"])
+    assert_close(built("mlkd")(student, teacher), expected)
+    loss = MODELS.build({"type": "MultiLevelKDLoss", "temperatures": (2.0,)})
+    loss(student.requires_grad_(), teacher)
+    p, q = ((side / 2).softmax(1) for side in (student, teacher))
+    instance = 2 * 4 * (q * (q / p).log()).sum(1).mean()
+    assert_close(loss.terms["instance"], instance)
+    assert not any(term.requires_grad for term in loss.terms.values())
+
+
 # --- what MMRazor's losses do otherwise -------------------------------------------------------
 
 
@@ -357,6 +372,13 @@ def test_losses_refuse_inputs(method):
         call(good, logits(2, classes=6))
     with pytest.raises(SettingError, match=r"student_logits.*two classes.*\(7, 1\)"):
         call(good[:, :1], good[:, :1])
+    for shape in ((7,), (7, 5, 2)):
+        with pytest.raises(SettingError, match=r"student_logits.*\(N, C\)"):
+            call(torch.zeros(shape), torch.zeros(shape))
+    with pytest.raises(SettingError, match="student_logits.*tuple"):
+        call((good,), good)
+    with pytest.raises(SettingError, match="teacher_logits.*tuple"):
+        call(good, (good,))
     if NAMES[method][2]:
         with pytest.raises(SettingError, match=r"labels.*\(7,\).*\(6,\)"):
             call(good, good, LABELS[:6])
@@ -364,8 +386,10 @@ def test_losses_refuse_inputs(method):
             call(good, good, LABELS.double())
 
 
-def test_the_connector_refuses_what_is_no_logits():
+def test_the_connector_takes_two_classes_and_refuses_what_is_no_logits():
     connector = MODELS.build({"type": "LogitStandardizationConnector"})
+    root = 0.5**0.5
+    assert_close(connector(torch.tensor([[1.0, 5.0]])), [[-root, root]], torch.float32)
     for shape in ((3, 1), (3,), (2, 3, 4)):
         with pytest.raises(SettingError, match="logits.*two classes"):
             connector(torch.zeros(shape))

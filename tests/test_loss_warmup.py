@@ -230,6 +230,10 @@ def test_the_algorithm_refuses(warmup, match):
         toy.build(loss_warmup=warmup)
 
 
+def test_a_part_of_an_epoch_is_enough():
+    assert toy.build(loss_warmup={LOSS: 0.5}).loss_warmup == {LOSS: 0.5}
+
+
 @pytest.mark.parametrize(
     "losses, match",
     [({"loss_a": -1}, r"losses\.loss_a.*above 0.*-1"), ([3], r"losses.*dict.*\[3\]")],

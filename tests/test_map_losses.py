@@ -15,7 +15,7 @@ from torch.autograd import gradcheck
 
 import mskd_plugin
 from mskd_plugin.errors import SettingError
-from mskd_plugin.losses.overhaul import negative_mean
+from mskd_plugin.losses.overhaul import negative_mean, overhaul_loss
 
 SIZE = 3
 
@@ -80,8 +80,9 @@ def review_case(dtype=torch.float64, size=SIZE):
 
 def review_oracle(loss, case):
     case = {n: v[:, :, None, None] if v.dim() == 2 else v for n, v in case.items()}
+    stages = [f"stage{i}" for i in range(1, 7) if f"student_stage{i}" in case]
     student, teacher = (
-        [lists(case[f"{side}_{part}"]) for part in ("stage1", "stage2", "pooled")]
+        [lists(case[f"{side}_{part}"]) for part in (*stages, "pooled")]
         for side in ("student", "teacher")
     )
     states = [state(fusion) for fusion in loss.chain.fusions]
@@ -173,6 +174,8 @@ def test_small_batches_keep_the_graph(kind, size):
         if name.startswith("student"):
             case[name].requires_grad_()
     value = loss(**case)
+    if size and kind != "ReviewKDLoss":
+        assert_close(value, LOSSES[kind][1](loss, case))
     value.backward()
     assert torch.isfinite(value) and (value == 0) == (size == 0)
     assert all(case[name].grad is not None for name in case if name.startswith("student"))
@@ -222,11 +225,19 @@ def test_the_margin_is_the_mean_below_zero(weight, bias):
 
 
 def test_margins_where_the_formula_has_none():
-    weight = torch.tensor([0.5, -0.5, 0.0, 0.0, 1.0])
-    bias = torch.tensor([1.6, 1.6, 0.3, -0.3, 40.0])
+    weight = torch.tensor([0.5, -0.5, 0.0, 0.0, 0.0, 1.0, 1e-40])
+    bias = torch.tensor([1.6, 1.6, 0.3, -0.3, 0.0, 40.0, -0.3])
     # 1.6 / 0.5 = 3.2 deviations: below 0.1 %. A weight of 0: a constant, or nothing below zero.
-    assert_close(negative_mean(weight, bias), [-1.5, -1.5, 0.0, -0.3, -3.0], torch.float32)
+    expected = [-1.5, -1.5, 0.0, -0.3, 0.0, -3.0, -0.3]
+    assert_close(negative_mean(weight, bias), expected, torch.float32)
     assert negative_mean(weight, bias).dtype == torch.float32
+
+
+def test_ofd_at_the_borders_of_its_cases():
+    # Of a teacher at exactly zero, only what lies above it counts.
+    student = torch.tensor([-1.0, 2.0, -1.0, -3.0]).double().view(1, 1, 2, 2)
+    teacher = torch.tensor([0.0, 0.0, -1.0, -3.0]).double().view(1, 1, 2, 2)
+    assert overhaul_loss(student, teacher, torch.tensor([-2.0])) == 2.0**2
 
 
 # --- MMRazor's own -----------------------------------------------------------------------------
@@ -260,74 +271,6 @@ def test_mmrazors_ft_is_another_loss():
     assert (ready("FactorTransferLoss")(**case) - theirs).abs() > 1e-3
 
 
-# --- layers ------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("normalized", [True, False])
-def test_mmrazors_translator_is_the_published_encoder(normalized):
-    module = shaken(build("Translator", in_channel=3, out_channel=2, use_bn=normalized))
-    maps = random(SIZE, 3, 4, 3, seed=1)
-    assert_close(module(maps), oracles.encoder(lists(maps), state(module.encoder), normalized))
-    paraphraser = build("Paraphraser", in_channel=3, out_channel=2, phase="train").double()
-    paraphraser.encoder.load_state_dict(module.encoder.state_dict(), strict=not normalized)
-    if not normalized:
-        assert_close(paraphraser(maps), module(maps))
-
-
-def test_the_paraphrasers_loss_equals_the_naive_loops():
-    loss = shaken(build("ParaphraserLoss", in_channels=3, factor_channels=2, loss_weight=0.5))
-    factor, feature = random(SIZE, 2, 4, 3, seed=1), random(SIZE, 3, 4, 3, seed=2)
-    expected = 0.5 * oracles.mean_squared(
-        oracles.decoder(lists(factor), state(loss.decoder)), lists(feature)
-    )
-    assert_close(loss(factor, feature), expected)
-    factor.requires_grad_(), feature.requires_grad_()
-    loss(factor, feature).backward()
-    assert factor.grad.abs().sum() > 0 and feature.grad is None
-    assert gradcheck(lambda f: loss(f, feature.detach()), factor)
-    # MMRazor's way to the same value.
-    paraphraser = build("Paraphraser", in_channel=3, out_channel=2).double()
-    paraphraser.decoder.load_state_dict(loss.decoder.state_dict())
-    theirs = build("L2Loss", normalize=False, div_element=True)
-    whole = theirs(paraphraser(feature), feature)
-    assert_close(loss(paraphraser.encoder(feature), feature), 0.5 * whole)
-    assert loss(factor[:0], feature[:0]) == 0
-
-
-@pytest.mark.parametrize(
-    ("resize", "kernel_size"), [("none", 1), ("none", 2), ("halve", 1), ("double", 1)]
-)
-def test_abs_connector_is_a_convolution_and_a_normalisation(resize, kernel_size):
-    settings = dict(in_channels=2, out_channels=3, resize=resize, kernel_size=kernel_size)
-    module = shaken(build("ActivationBoundaryConnector", **settings))
-    maps, params = random(SIZE, 2, 4, 6, seed=1), state(module)
-    weight, bias = params["conv.weight"], params["conv.bias"]
-    if resize == "double":
-        convolved = oracles.transposed_convolved(lists(maps), weight, bias, padding=1, stride=2)
-    else:
-        halved = dict(padding=1, stride=2) if resize == "halve" else {}
-        convolved = oracles.convolved(lists(maps), weight, bias, **halved)
-    expected = oracles.batch_normalized(convolved, params["bn.weight"], params["bn.bias"])
-    assert_close(module(maps), expected)
-    assert (module(maps) < 0).any()
-
-
-def test_mmrazors_conv_module_is_ofds_connector():
-    module = build(
-        "ConvModuleConnector", in_channel=2, out_channel=512, norm_cfg=dict(type="BN"), act_cfg=None
-    )
-    weight = module.conv_module.conv.weight
-    # Initialised as published: normal, variance 2 / (kernel positions x output channels).
-    assert weight.std().item() == pytest.approx(math.sqrt(2 / 512), rel=0.1)
-    assert module.conv_module.conv.bias is None
-    module = shaken(build("ConvModuleConnector", in_channel=2, out_channel=3, act_cfg=None,
-                          norm_cfg=dict(type="BN")))  # fmt: skip
-    params, maps = state(module.conv_module), random(SIZE, 2, 4, 3, seed=1)
-    convolved = oracles.convolved(lists(maps), params["conv.weight"])
-    expected = oracles.batch_normalized(convolved, params["bn.weight"], params["bn.bias"])
-    assert_close(module(maps), expected)
-
-
 # --- bad input ---------------------------------------------------------------------------------
 
 
@@ -338,8 +281,12 @@ def test_mmrazors_conv_module_is_ofds_connector():
         ("FactorTransferLoss", dict(factor_power=0), "`factor_power`"),
         ("FactorTransferLoss", dict(factor_power=1.5), "`factor_power`.*whole.*1.5"),
         ("FactorTransferLoss", dict(error_power=0.5), "`error_power`.*at least 1.*0.5"),
+        ("FactorTransferLoss", dict(error_power=True), "`error_power`.*True"),
         ("ReviewKDLoss", dict(in_channels=(3,)), "`in_channels`.*2 to 7"),
         ("ReviewKDLoss", dict(in_channels=(3, 0, 4)), "`in_channels`.*positive"),
+        ("ReviewKDLoss", dict(in_channels=(3, True, 4)), "`in_channels`.*whole.*True"),
+        ("ReviewKDLoss", dict(in_channels=3), "`in_channels`.*got 3"),
+        ("ReviewKDLoss", dict(out_channels=()), r"`out_channels`.*got \(\)"),
         ("ReviewKDLoss", dict(out_channels=(3, 4)), "`out_channels`.*3 numbers"),
         ("ReviewKDLoss", dict(max_mid_channels=0), "`max_mid_channels`"),
         ("ReviewKDLoss", dict(max_mid_channels=True), "`max_mid_channels`.*True"),
@@ -350,21 +297,20 @@ def test_malformed_settings(kind, settings, match):
         ready(kind, **settings)
 
 
-@pytest.mark.parametrize("name", ["in_channels", "factor_channels"])
-def test_malformed_settings_of_the_paraphraser(name):
-    with pytest.raises(SettingError, match=f"`{name}`.*whole"):
-        build("ParaphraserLoss", **{"in_channels": 3, "factor_channels": 2, name: 0})
-
-
 @pytest.mark.parametrize(
     ("kind", "changes", "match"),
     [
         ("FSPLoss", dict(student_top=(3, 5, 4, 4)), "`student_top`.*teacher's 3.*got 5"),
+        ("FSPLoss", dict(student_bottom=(3, 2)), "`student_bottom`.*N, C, H, W"),
+        ("FSPLoss", dict(student_top=(3, 3)), "`student_top`.*N, C, H, W"),
         ("FSPLoss", dict(teacher_bottom=(3, 2)), "`teacher_bottom`.*N, C, H, W"),
         ("FSPLoss", dict(teacher_bottom=(3, 2, 12)), "`teacher_bottom`.*N, C, H, W"),
         ("FSPLoss", dict(teacher_top=(2, 3, 3, 6)), "same images"),
         ("FactorTransferLoss", dict(teacher_feature=(3, 4)), "`teacher_feature`"),
         ("OverhaulLoss", dict(student_feature=(3, 2, 4, 4)), "`student_feature`.*3 channels.*2"),
+        ("OverhaulLoss", dict(student_feature=(3, 3)), "`student_feature`.*N, C, H, W"),
+        ("OverhaulLoss", dict(teacher_feature=(3, 3, 4)), "`teacher_feature`.*N, C, H, W"),
+        ("OverhaulLoss", dict(teacher_feature=(1, 3, 8, 5)), "same images"),
         ("OverhaulLoss", dict(norm_bias=(4,)), r"`norm_bias`.*\(3,\).*\(4,\)"),
         ("ReviewKDLoss", dict(student_stage2=(3, 5, 3, 3)), "`student_stage2`.*2 channels.*5"),
         ("ReviewKDLoss", dict(teacher_stage2=None), "`teacher_stage<i>`.*1 to 2.*teacher_stage1"),
@@ -383,3 +329,10 @@ def test_inputs_that_do_not_fit(kind, changes, match):
         case[name] = None if shape is None else torch.zeros(shape, dtype=torch.float64)
     with pytest.raises(SettingError, match=match):
         ready(kind)(**case)
+
+
+@pytest.mark.parametrize("given", [(torch.zeros(3, 3, 4, 6),), None])
+def test_a_record_that_is_no_tensor_is_refused(given):
+    case = {**fsp_case(), "student_top": given}
+    with pytest.raises(SettingError, match="`student_top`.*(tuple|NoneType)"):
+        ready("FSPLoss")(**case)

@@ -108,6 +108,7 @@ def test_the_blocks_have_the_published_number_and_width(num_blocks):
     # Two norms; queries, keys and values without a bias and the output; a layer of 4 h and back.
     block = 4 * h + (3 * h * h + h * h + h) + (4 * h * h + 4 * h + 4 * h * h + h)
     assert len(built.blocks) == num_blocks
+    assert len(OFATokenBranch(h, h, 5, map_size=(4, 4)).blocks) == 1
     assert sum(p.numel() for p in built.blocks.parameters()) == num_blocks * block
 
 
@@ -116,12 +117,15 @@ def test_mergings_are_the_published_number():
         assert count_mergings((side, side)) == max(
             next(k for k in range(-8, 9) if 7 * 2.0**k <= side < 7 * 2.0 ** (k + 1)), 0
         )
+    # Of another grid, the side of the square of as many patches counts.
+    assert count_mergings((7, 28)) == count_mergings((28, 7)) == 1
 
 
 @pytest.mark.parametrize(
     "settings, match",
     [
         (dict(in_channels=0), "in_channels.*at least 1.*0"),
+        (dict(hidden_channels=0), "hidden_channels.*at least 1.*0"),
         (dict(hidden_channels=6, in_channels=6), "hidden_channels.*multiple of 4.*6"),
         (dict(num_classes=True), "num_classes.*True"),
         (dict(num_blocks=0), "num_blocks.*at least 1.*0"),

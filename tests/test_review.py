@@ -6,9 +6,10 @@ import math
 
 import map_oracles as oracles
 import pytest
-from test_map_losses import build, lists, random
+from test_map_losses import build, lists, random, review_oracle, shaken
 from tolerances import assert_close
 
+from mskd_plugin.errors import SettingError
 from mskd_plugin.losses.review import hierarchical_context_loss
 
 
@@ -27,3 +28,14 @@ def test_the_levels_of_review_are_those_below_the_maps_height(size):
     student, teacher = random(2, 3, *size, seed=1), random(2, 3, *size, seed=2)
     expected = oracles.hierarchical_context(lists(student), lists(teacher))
     assert_close(hierarchical_context_loss(student, teacher), expected)
+
+
+def test_six_stages_and_no_more():
+    student = {f"student_stage{i}": random(3, 2, 8 - i, 8 - i, seed=i) for i in range(1, 7)}
+    teacher = {f"teacher_stage{i}": random(3, 1, 9 - i, 9 - i, seed=9 + i) for i in range(1, 7)}
+    pooled = {f"{side}_pooled": random(3, 3, seed=len(side)) for side in ("student", "teacher")}
+    settings = dict(in_channels=(*[2] * 6, 3), out_channels=(*[1] * 6, 3))
+    loss, case = shaken(build("ReviewKDLoss", **settings)), {**student, **teacher, **pooled}
+    assert_close(loss(**case), review_oracle(loss, case))
+    with pytest.raises(SettingError, match="`in_channels`.*2 to 7"):
+        build("ReviewKDLoss", in_channels=(2,) * 8, out_channels=(1,) * 8)

@@ -100,8 +100,9 @@ def test_coarse_regions_come_from_the_4_x_4_grid():
     assert (regions[:, 0] - feature.mean((2, 3))).abs().max() > 1e-3
 
 
-def test_one_scale_of_like_sides_is_the_term_on_the_networks_logits():
-    inputs = case()
+@pytest.mark.parametrize("size", [1, SIZE])
+def test_one_scale_of_like_sides_is_the_term_on_the_networks_logits(size):
+    inputs = case(size=size)
     logits = [
         F.linear(
             inputs[f"{side}_feature"].mean((2, 3)), inputs[f"{side}_weight"], inputs[f"{side}_bias"]

@@ -150,6 +150,9 @@ def test_modes():
     assert not model.student.training and not model.teacher.training
     paraphraser = model.distiller.connectors["ft_paraphraser"]
     assert paraphraser.training and not model.distiller.connectors["ft_translator"].training
+    model.eval()  # for a validation in phase 1
+    assert not any(module.training for module in model.modules())
+    model.train()
     model.enter_phase(2)
     assert model.student.training and model.distiller.connectors["ft_translator"].training
     assert not paraphraser.training and not model.teacher.training
@@ -206,9 +209,11 @@ def test_phase_2_has_the_settings_that_the_model_was_built_with():
     for phase in (1, 2):
         model.enter_phase(phase)
         assert (model.calculate_student_loss, model.student_trainable) == (phase == 2,) * 2
-    model = build("ab")
-    model.enter_phase(1)
-    assert (model.calculate_student_loss, model.student_trainable) == (False, True)
+    both = ("architecture.backbone", "distiller.connectors.ft_paraphraser")
+    of_both = ROOT_MODELS.build({**distill(base(), ft(base())), "init_modules": both})
+    for model in (build("ab"), of_both):
+        model.enter_phase(1)
+        assert (model.calculate_student_loss, model.student_trainable) == (False, True)
 
 
 def test_no_training_without_a_phase_but_checks():

@@ -10,7 +10,7 @@ from mskd_plugin.errors import check_count
 from mskd_plugin.losses.feature_loss import FeatureLoss, pool_to_smaller
 
 
-def attention(feature: Tensor, power: int = 2) -> Tensor:
+def attention(feature: Tensor, power: int) -> Tensor:
     """Return where a map is active: (N, C, H, W) to (N, H W) of unit length.
 
     Args:
@@ -20,7 +20,7 @@ def attention(feature: Tensor, power: int = 2) -> Tensor:
     return functional.normalize(feature.pow(power).mean(1).flatten(1), dim=1, eps=1e-12)
 
 
-def attention_transfer(student: Tensor, teacher: Tensor, power: int = 2) -> Tensor:
+def attention_transfer(student: Tensor, teacher: Tensor, power: int) -> Tensor:
     """Return the mean squared difference of two maps' attention.
 
     Args:

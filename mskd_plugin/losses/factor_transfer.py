@@ -13,13 +13,13 @@ from mskd_plugin.losses.feature_loss import FeatureLoss, at_least_float32, pool_
 from mskd_plugin.losses.maps import check_channels, check_maps
 
 
-def normalized_factor(factor: Tensor, power: int = 2) -> Tensor:
+def normalized_factor(factor: Tensor, power: int) -> Tensor:
     """Return the L2-normalised mean over channels of ``factor ** power``, (N, H W)."""
     return F.normalize(factor.pow(power).mean(1).flatten(1))
 
 
 def factor_transfer(
-    student: Tensor, teacher: Tensor, factor_power: int = 2, error_power: float = 1
+    student: Tensor, teacher: Tensor, factor_power: int, error_power: float
 ) -> Tensor:
     """Return the mean over images and positions of ``|q_s - q_t| ** error_power``.
 

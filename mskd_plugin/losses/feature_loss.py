@@ -17,6 +17,11 @@ def at_least_float32(feature: Tensor) -> Tensor:
     return feature.to(torch.promote_types(feature.dtype, torch.float32))
 
 
+def shape_or_type(record: object) -> str:
+    """Return what an error tells of a record that does not fit: a backbone's is a tuple."""
+    return f"shape {tuple(record.shape)}" if isinstance(record, Tensor) else str(type(record))
+
+
 def pool_to_smaller(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average the larger of two maps down to the size of the smaller one.
 
@@ -57,8 +62,8 @@ class FeatureLoss(nn.Module, ABC):
             embedding of the teacher's feature let it pass.
 
     Raises:
-        SettingError: When built, if the weight is malformed; when called, if a feature has another
-            number of dimensions, or the two differ in N.
+        SettingError: When built, if the weight is malformed; when called, if a feature is no tensor
+            or has another number of dimensions, or the two differ in N.
     """
 
     dimensions: Sequence[int] = (2, 3, 4)
@@ -74,11 +79,11 @@ class FeatureLoss(nn.Module, ABC):
             ("student_feature", student_feature),
             ("teacher_feature", teacher_feature),
         ):
-            if feature.dim() not in self.dimensions:
+            if not isinstance(feature, Tensor) or feature.dim() not in self.dimensions:
                 raise SettingError(
                     name,
                     f"a tensor of {' or '.join(map(str, self.dimensions))} dimensions",
-                    f"shape {tuple(feature.shape)}",
+                    shape_or_type(feature),
                 )
         if len(student_feature) != len(teacher_feature):
             raise SettingError(

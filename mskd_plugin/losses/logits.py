@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mskd_plugin.errors import SettingError
 from mskd_plugin.functional.categorization import check_labels
-from mskd_plugin.losses.feature_loss import at_least_float32
+from mskd_plugin.losses.feature_loss import at_least_float32, shape_or_type
 
 
 def prepare_logits(
@@ -32,17 +32,21 @@ def prepare_logits(
         SettingError: If the logits are no (N, C) of equal shapes with at least two classes, or the
             labels are not their class indices.
     """
-    if student_logits.dim() != 2 or student_logits.shape[1] < 2:
+    if (
+        not isinstance(student_logits, Tensor)
+        or student_logits.dim() != 2
+        or student_logits.shape[1] < 2
+    ):
         raise SettingError(
             "student_logits",
             "a tensor (N, C) with at least two classes",
-            f"shape {tuple(student_logits.shape)}",
+            shape_or_type(student_logits),
         )
-    if teacher_logits.shape != student_logits.shape:
+    if not isinstance(teacher_logits, Tensor) or teacher_logits.shape != student_logits.shape:
         raise SettingError(
             "teacher_logits",
             f"of the student's shape (N, C) = {tuple(student_logits.shape)}",
-            f"{tuple(teacher_logits.shape)}",
+            shape_or_type(teacher_logits),
             "Both networks must have the same classes.",
         )
     if labels is not None:

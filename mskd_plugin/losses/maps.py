@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from torch import Tensor
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.losses.feature_loss import shape_or_type
 
 
 def check_maps(**maps: Tensor) -> None:
@@ -17,8 +18,7 @@ def check_maps(**maps: Tensor) -> None:
     """
     for name, value in maps.items():
         if not isinstance(value, Tensor) or value.dim() != 4:
-            got = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else type(value)
-            raise SettingError(name, "maps of the shape (N, C, H, W)", got)
+            raise SettingError(name, "maps of the shape (N, C, H, W)", shape_or_type(value))
     sizes = {name: len(value) for name, value in maps.items()}
     if len(set(sizes.values())) > 1:
         raise SettingError(" and ".join(maps), "maps of the same images", f"batches of {sizes}")

@@ -8,6 +8,7 @@ from mmrazor.registry import MODELS
 from torch import Tensor, nn
 
 from mskd_plugin.errors import check_above_zero, check_at_least_zero
+from mskd_plugin.functional.categorization import check_labels
 from mskd_plugin.losses.logits import mean_of_samples, prepare_logits
 
 
@@ -80,9 +81,10 @@ class OFALoss(nn.Module):
 
     def forward(self, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor) -> Tensor:
         """Return the weighted loss."""
-        if labels.shape == student_logits.shape and labels.is_floating_point():
+        student, teacher = prepare_logits(student_logits, teacher_logits)
+        if labels.shape == student.shape and labels.is_floating_point():
             labels = labels.argmax(dim=1)
-        student, teacher = prepare_logits(student_logits, teacher_logits, labels)
+        check_labels(labels, len(student))
         with torch.autocast(student.device.type, enabled=False):
             losses = ofa_of_samples(student, teacher, labels, self.temperature, self.exponent)
             return self.loss_weight * mean_of_samples(losses)
