@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+import toy
 from mmengine.hub import get_config
 from mmpretrain.registry import MODELS
-from test_weights import assert_equal_weights, build, drop
+from test_weights import assert_equal_weights, drop
 from torch import nn
 
 from mskd_plugin.checkpoints.weights import class_count, load_weights
@@ -42,7 +43,7 @@ def published(config: str, seed: int = 1) -> nn.Module:
 def test_mmpretrains_published_networks_give_their_own_logits(name: str, tmp_path: Path) -> None:
     reference = published(PUBLISHED[name])
     torch.save({"meta": {}, "state_dict": reference.state_dict()}, tmp_path / "published.pth")
-    model = build(name, num_classes=1000)
+    model = toy.network(name, num_classes=1000)
     layout = load_weights(model, tmp_path / "published.pth")
     assert layout == ("mmpretrain's transformers" if name in ("deit_t", "vit_s") else "mmpretrain")
     images = torch.randn(1, 3, 224, 224, dtype=torch.float64)
@@ -63,7 +64,7 @@ def test_a_swin_transformer_saved_by_older_versions(tmp_path: Path) -> None:
     again.load_state_dict(old)  # mmpretrain reads it so
     assert_equal_weights(again, reference)
     torch.save({"state_dict": old}, tmp_path / "old.pth")
-    model = build("swin_t", num_classes=1000)
+    model = toy.network("swin_t", num_classes=1000)
     assert load_weights(model, tmp_path / "old.pth") == "mmpretrain's transformers"
     assert_equal_weights(model, reference)
 
@@ -104,7 +105,7 @@ def test_a_model_in_mmpretrains_own_names_keeps_them(config: str, tmp_path: Path
 )
 def test_vision_transformers_that_do_not_fit(change: object, message: str, tmp_path: Path) -> None:
     weights = published(PUBLISHED["deit_t"]).state_dict()
-    target, untouched = build("deit_t", 1000, seed=2), build("deit_t", 1000, seed=2)
+    target, untouched = toy.network("deit_t", 1000, seed=2), toy.network("deit_t", 1000, seed=2)
     torch.save(change(dict(weights)), tmp_path / "other.pth")
     with pytest.raises(SettingError, match=message):
         load_weights(target, tmp_path / "other.pth")
