@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
 from mskd_plugin import launch
+from mskd_plugin.checks.settings import COUNTS, MAX_SEED, check_settings
 from mskd_plugin.errors import SettingError
-from mskd_plugin.launch.checks import COUNTS, MAX_SEED, check_settings
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,11 @@ from mmpretrain.datasets import CIFAR100
 from mmpretrain.registry import DATASETS
 from mmrazor.engine.hooks import StopDistillHook
 
+from mskd_plugin.checks.settings import check_data_roots
 from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.preflight import PreflightHook, check_stop
 from mskd_plugin.launch import build_runner
-from mskd_plugin.launch.checks import check_data_roots
 
 
 def test_preflight_counts_classes(tmp_path):

@@ -16,6 +16,7 @@ from mmpretrain.structures import DataSample
 from torch.utils import checkpoint
 from torch.utils.data import DataLoader
 
+from mskd_plugin.checks.settings import check_data_roots
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import tell_batch_augments
 from mskd_plugin.hooks.preflight import (
@@ -30,7 +31,6 @@ from mskd_plugin.hooks.preflight import (
 )
 from mskd_plugin.hooks.trial import check_recorded, first_images, read_items
 from mskd_plugin.launch import build_runner
-from mskd_plugin.launch.checks import check_data_roots
 from mskd_plugin.switches import use_in_memory
 
 

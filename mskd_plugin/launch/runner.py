@@ -12,13 +12,13 @@ from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
 from torch.utils.data import DataLoader, IterableDataset
 
+from mskd_plugin.checks.resumed import check_groups, check_initial_weights, check_resumed
+from mskd_plugin.checks.settings import check_data_roots, check_settings
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.data_checks import check_normalized
 from mskd_plugin.hooks.loss_warmup import check_warmup_hook
 from mskd_plugin.hooks.phases import check_epochs
 from mskd_plugin.hooks.preflight import PreflightHook, check_teacher_weights
-from mskd_plugin.launch.checks import check_data_roots, check_settings
-from mskd_plugin.launch.resume import check_groups, check_initial_weights, check_resumed
 from mskd_plugin.unwrapped import model_of
 
 
