@@ -16,7 +16,7 @@ from mmpretrain.datasets import RandomCrop, RandomFlip
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.registry import DATASETS, MODELS
 
-from mskd_plugin.checks.settings import check_data_roots
+from mskd_plugin.checks.data import check_data_roots
 from mskd_plugin.datasets import Digits, InMemoryImages
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import EpochSeedHook
