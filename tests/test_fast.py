@@ -243,7 +243,7 @@ def test_fast_compiles_what_this_torch_can(monkeypatch, lacking, left):
 
 
 def test_fused_by_hand_is_refused_where_it_cannot_be(monkeypatch, tmp_path):
-    monkeypatch.setattr(launch.checks, "computes_fused", lambda *_: False)
+    monkeypatch.setattr("mskd_plugin.checks.settings.computes_fused", lambda *_: False)
     cfg = toy.runner_config(tmp_path, **{"optim_wrapper.optimizer.fused": True})
     with pytest.raises(SettingError, match="optimizer.fused.*no fused SGD on c"):
         build_runner(cfg)

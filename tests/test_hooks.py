@@ -16,9 +16,9 @@ from mmengine.runner import load_checkpoint
 
 from mskd_plugin.hooks.epoch_seed import EpochSeedHook
 from mskd_plugin.hooks.missed_validation import MissedValidationHook
-from mskd_plugin.hooks.random_state import unchanged_random_state
 from mskd_plugin.hooks.teacher_identity import TeacherIdentityHook, weights_digest
 from mskd_plugin.launch import build_runner
+from mskd_plugin.unchanged import unchanged_random_state
 
 MISSED = [dict(type="EpochSeedHook"), dict(type="MissedValidationHook")]
 

@@ -16,11 +16,11 @@ from mmpretrain.datasets import RandomCrop, RandomFlip
 from mmpretrain.models import ClsDataPreprocessor
 from mmpretrain.registry import DATASETS, MODELS
 
+from mskd_plugin.checks.data import check_data_roots
 from mskd_plugin.datasets import Digits, InMemoryImages
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import EpochSeedHook
 from mskd_plugin.launch import build_runner, load_config
-from mskd_plugin.launch.checks import check_data_roots
 from mskd_plugin.networks import classifier
 from mskd_plugin.switches import use_in_memory
 

@@ -9,8 +9,8 @@ import torch
 import toy
 
 from mskd_plugin import launch
+from mskd_plugin.checks.resumed import check_initial_weights
 from mskd_plugin.errors import SettingError
-from mskd_plugin.launch.resume import check_initial_weights
 
 
 def test_initial_weights_have_a_place_in_the_model(tmp_path):

@@ -218,7 +218,7 @@ def test_where_there_are_no_locks_training_goes_on(tmp_path, monkeypatch):
 
     cfg = load("--work-dir", str(tmp_path / "run"))
     for name, missing in (("fcntl.lockf", lockf), ("fcntl", None)):  # on some disks, on Windows
-        monkeypatch.setattr(f"mskd_plugin.launch.resume.{name}", missing)
+        monkeypatch.setattr(f"mskd_plugin.launch.work_dir.{name}", missing)
         with launch.work_dir_held(cfg):
             pass
 

@@ -17,9 +17,9 @@ from mskd_plugin.checkpoints.normalization import (
     stated_normalization,
     stated_reversal,
 )
+from mskd_plugin.checks.networks import _check_reversal
 from mskd_plugin.data_preprocessor import BatchDataPreprocessor
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.data_checks import _check_reversal
 from mskd_plugin.launch import build_runner
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]

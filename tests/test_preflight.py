@@ -17,11 +17,12 @@ from mmpretrain.datasets import CIFAR100
 from mmpretrain.registry import DATASETS
 from mmrazor.engine.hooks import StopDistillHook
 
+from mskd_plugin.checks.data import check_data_roots
+from mskd_plugin.checks.processes import check_stop
 from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.preflight import PreflightHook, check_stop
+from mskd_plugin.hooks import PreflightHook
 from mskd_plugin.launch import build_runner
-from mskd_plugin.launch.checks import check_data_roots
 
 
 def test_preflight_counts_classes(tmp_path):
@@ -153,7 +154,7 @@ def test_preflight_computes_as_the_training(tmp_path, wrapper):
 
 def test_preflight_compares_the_starts_of_the_processes(tmp_path, monkeypatch):
     starts = lambda own: [own, (1, 3)]  # noqa: E731
-    monkeypatch.setattr("mskd_plugin.hooks.preflight.all_gather_object", starts)
+    monkeypatch.setattr("mskd_plugin.checks.processes.all_gather_object", starts)
     toy.fails(toy.runner_config(tmp_path), r"--work-dir.*all nodes share.*\[\(0, 0\), \(1, 3\)\]")
 
 

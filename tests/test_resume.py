@@ -16,12 +16,12 @@ from mmengine.registry import MODELS, DefaultScope, init_default_scope
 from tool_runs import MSKD, forget_runs, scalars
 
 from mskd_plugin import launch
-from mskd_plugin.errors import SettingError
-from mskd_plugin.launch.resume import (
+from mskd_plugin.checks.resumed import (
     Resumed,
     check_groups,
     check_resumed,
 )
+from mskd_plugin.errors import SettingError
 from mskd_plugin.switches import use_mixed_precision
 
 PAIR = str(Path(MSKD).parents[1] / "_base_" / "pairs" / "resnet20_resnet8_digits.py")

@@ -6,7 +6,7 @@ import toy
 from mmengine.config import Config
 
 from mskd_plugin import launch
-from mskd_plugin.launch.resume import _restored
+from mskd_plugin.checks.resumed import _restored
 
 
 def interrupted(folder, **settings):

@@ -29,12 +29,13 @@ from mmengine.runner import Runner
 from mmpretrain.datasets import BaseDataset
 from mmpretrain.registry import DATASETS, MODELS
 
+from mskd_plugin.checks.batches import check_batches
+from mskd_plugin.checks.data import check_data_roots
 from mskd_plugin.cli import run_tool
 from mskd_plugin.config_parts import inner_dataset, type_name
 from mskd_plugin.errors import SettingError, check_output
 from mskd_plugin.files import write_json
-from mskd_plugin.launch import TRAINING, Count, add_overrides, check_batches, load_config
-from mskd_plugin.launch.checks import check_data_roots
+from mskd_plugin.launch import TRAINING, Count, add_overrides, load_config
 from mskd_plugin.measure import device_name, markdown_table, quartiles, synchronize
 from mskd_plugin.switches import use_in_memory
 

@@ -28,6 +28,7 @@ import torch
 from mmengine.config import Config
 from mmengine.registry import MODELS, init_default_scope
 
+from mskd_plugin.checks.settings import check_settings
 from mskd_plugin.cli import run_tool
 from mskd_plugin.comparison import (
     SETTINGS_OF,
@@ -55,7 +56,6 @@ from mskd_plugin.launch import (
     newest_checkpoint,
     set_teacher,
 )
-from mskd_plugin.launch.checks import check_settings
 from mskd_plugin.launch.config import MADE_FROM
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -27,11 +27,11 @@ from mmpretrain.registry import DATASETS, METRICS, MODELS, TRANSFORMS
 
 import mskd_plugin
 from mskd_plugin.checkpoints.weights import STUDENT_PREFIX, fit_weights, read_checkpoint, weights_of
+from mskd_plugin.checks.data import trained_classes
 from mskd_plugin.cli import run_tool
 from mskd_plugin.config_parts import inner_dataset
 from mskd_plugin.errors import SettingError, check_output
 from mskd_plugin.files import written_whole
-from mskd_plugin.hooks.data_checks import trained_classes
 from mskd_plugin.launch import Count, image_side, is_distillation, keep_student_only, read_config
 
 REGISTRIES = (MODELS, DATASETS, TRANSFORMS, METRICS)

@@ -9,8 +9,8 @@ import argparse
 from pathlib import Path
 
 from mskd_plugin.checkpoints.weights import check_source, load_weights, read_checkpoint
+from mskd_plugin.checks.data import compare_classes, trained_classes
 from mskd_plugin.cli import run_tool
-from mskd_plugin.hooks.data_checks import compare_classes, trained_classes
 from mskd_plugin.launch import (
     TESTING,
     TRAINING,

@@ -1,1 +1,1 @@
-"""Reading weights of any accepted layout, strictly, and the normalisation that they state."""
+"""Reading weights of any accepted layout, strictly, and what a checkpoint states beside them."""

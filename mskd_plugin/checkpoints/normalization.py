@@ -127,7 +127,7 @@ def check_normalization(
         checkpoint: See :func:`stated_normalization`.
         data_preprocessor: What normalises the images, with buffers ``mean`` and ``std``; without
             them nothing is checked, since a transform may normalise them:
-            :func:`mskd_plugin.hooks.data_checks.check_normalized` knows.
+            :func:`mskd_plugin.checks.networks.check_normalized` knows.
         source: Where the checkpoint comes from, for errors.
         setting: Name of the setting, for errors.
 

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from mmengine.hooks import Hook
-from mmengine.model import BaseModel
 from mmengine.registry import HOOKS
-from mmengine.runner import BaseLoop, EpochBasedTrainLoop, Runner
+from mmengine.runner import Runner
 
 from mskd_plugin.algorithms.two_phase_distill import TwoPhaseDistill
+from mskd_plugin.checks.schedule import check_epochs
 from mskd_plugin.errors import SettingError
 from mskd_plugin.unwrapped import model_of, optim_wrappers_of, schedulers_of
-
-
-def check_epochs(model: BaseModel, loop: BaseLoop) -> None:
-    """Check that the training of a model in two phases reaches the second.
-
-    Raises:
-        SettingError: If it is not counted in epochs, or ends in phase 1.
-    """
-    if not isinstance(model, TwoPhaseDistill):
-        return
-    if not isinstance(loop, EpochBasedTrainLoop):
-        raise SettingError("train_cfg.by_epoch", "True, since phases last for epochs", False)
-    if loop.max_epochs <= model.init_epochs:
-        raise SettingError(
-            "train_cfg.max_epochs",
-            f"above the {model.init_epochs} epochs of phase 1, which it includes",
-            loop.max_epochs,
-        )
 
 
 @HOOKS.register_module()
@@ -61,7 +43,7 @@ class PhaseHook(Hook):
         self._model = model if isinstance(model, TwoPhaseDistill) else None
         if self._model is None:
             return
-        check_epochs(model, runner.train_loop)
+        check_epochs(runner, model)
         # Other wrappers than DistributedDataParallel have no such attribute.
         if not getattr(runner.model, "find_unused_parameters", True):
             raise SettingError(

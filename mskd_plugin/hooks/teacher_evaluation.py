@@ -9,8 +9,8 @@ from mmengine.hooks import Hook
 from mmengine.registry import HOOKS
 from mmengine.runner import Runner
 
-from mskd_plugin.hooks.data_checks import classes_of
-from mskd_plugin.hooks.random_state import unchanged_random_state
+from mskd_plugin.checks.data import classes_of
+from mskd_plugin.unchanged import unchanged_random_state
 from mskd_plugin.unwrapped import model_of
 
 

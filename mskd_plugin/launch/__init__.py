@@ -1,5 +1,6 @@
 """What the command line tools share: a checked config with their options, and its runner."""
 
+from mskd_plugin.checkpoints.newest import newest_checkpoint
 from mskd_plugin.launch.config import (
     CONFIG_SUFFIXES,
     TESTING,
@@ -14,13 +15,8 @@ from mskd_plugin.launch.config import (
 )
 from mskd_plugin.launch.dry_run import dry_run
 from mskd_plugin.launch.options import Count, add_common_options, add_overrides, add_switches
-from mskd_plugin.launch.resume import (
-    check_work_dir,
-    newest_checkpoint,
-    set_resume,
-    work_dir_held,
-)
-from mskd_plugin.launch.runner import build_datasets, build_runner, check_batches
+from mskd_plugin.launch.runner import build_datasets, build_runner
+from mskd_plugin.launch.work_dir import check_work_dir, set_resume, work_dir_held
 
 __all__ = [
     "CONFIG_SUFFIXES",
@@ -32,7 +28,6 @@ __all__ = [
     "add_switches",
     "build_datasets",
     "build_runner",
-    "check_batches",
     "check_work_dir",
     "dry_run",
     "image_side",

@@ -9,9 +9,9 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
 
+from mskd_plugin.checkpoints.newest import newest_checkpoint
 from mskd_plugin.errors import check_output
 from mskd_plugin.hooks import MissedValidationHook, TeacherEvaluationHook
-from mskd_plugin.launch.resume import newest_checkpoint
 from mskd_plugin.launch.runner import build_runner
 
 

@@ -10,15 +10,16 @@ from pathlib import Path
 from mmengine.config import Config
 from mmengine.registry import DATASETS, RUNNERS
 from mmengine.runner import BaseLoop, Runner
-from torch.utils.data import DataLoader, IterableDataset
 
+from mskd_plugin.checks.batches import check_batches
+from mskd_plugin.checks.data import check_data_roots
+from mskd_plugin.checks.networks import check_normalized, check_teacher_weights
+from mskd_plugin.checks.resumed import check_groups, check_initial_weights, check_resumed
+from mskd_plugin.checks.schedule import check_epochs
+from mskd_plugin.checks.settings import check_settings
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.data_checks import check_normalized
 from mskd_plugin.hooks.loss_warmup import check_warmup_hook
-from mskd_plugin.hooks.phases import check_epochs
-from mskd_plugin.hooks.preflight import PreflightHook, check_teacher_weights
-from mskd_plugin.launch.checks import check_data_roots, check_settings
-from mskd_plugin.launch.resume import check_groups, check_initial_weights, check_resumed
+from mskd_plugin.hooks.preflight import PreflightHook
 from mskd_plugin.unwrapped import model_of
 
 
@@ -39,10 +40,10 @@ def build_runner(cfg: Config) -> Runner:
         model = model_of(runner)
         has_preflight = any(isinstance(hook, PreflightHook) for hook in runner.hooks)
         if has_preflight:
-            check_teacher_weights(model)  # before data are downloaded
+            check_teacher_weights(runner, model)  # before data are downloaded
         # The runner would build these when it starts, in the same order.
         if _with_data(runner, "train") is not None:
-            check_epochs(model, runner.train_loop)
+            check_epochs(runner, model)
             check_warmup_hook(runner, model)
             check_batches(runner.train_dataloader)
             if hasattr(model, "teacher") and not has_preflight:  # in a config of one's own
@@ -89,22 +90,6 @@ def _settings_told() -> Iterator[None]:
             "types that are registered, with settings that they take",
             f"{type(error).__name__}: {error} ({Path(place.filename).name}:{place.lineno})",
         ) from error
-
-
-def check_batches(loader: DataLoader) -> None:
-    """Check that a training's data loader has a batch to give, before schedules count them.
-
-    Raises:
-        SettingError: If it has none: without images, or with fewer than those of a batch and
-            ``drop_last``.
-    """
-    if not isinstance(loader.dataset, IterableDataset) and not len(loader):
-        size = loader.batch_size
-        raise SettingError(
-            "train_dataloader",
-            f"a loader of at least one batch, here of {size}",
-            f"{len(loader.dataset)} images, and drop_last={loader.drop_last}",  # type: ignore[arg-type]
-        )
 
 
 def build_datasets(cfg: Config) -> None:

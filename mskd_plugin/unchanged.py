@@ -1,4 +1,4 @@
-"""Work beside the training that must not change its random numbers."""
+"""Work beside the training that must not change its random numbers, or its model."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import nn
 
 
 @contextmanager
@@ -23,3 +24,15 @@ def unchanged_random_state() -> Iterator[None]:
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
+
+
+@contextmanager
+def unchanged(model: nn.Module) -> Iterator[None]:
+    """Run without gradients in eval mode, so that no parameter or running statistic moves."""
+    was_training = model.training
+    model.eval()
+    try:
+        with unchanged_random_state(), torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)

@@ -1,4 +1,4 @@
-"""What the networks are given is checked before the first step: images, classes and batches."""
+"""What the networks are given is checked before the first step: folders, images and classes."""
 
 from __future__ import annotations
 
@@ -10,23 +10,24 @@ import numpy as np
 import pytest
 import torch
 import toy
-from mmengine.dataset import ConcatDataset, DefaultSampler
+from mmengine.config import Config
+from mmengine.dataset import ConcatDataset
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
 from tool_runs import TEACHER, call
 from torch.utils.data import DataLoader, IterableDataset
 
-from mskd_plugin.datasets import Digits
-from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks.data_checks import (
+from mskd_plugin.checks.data import (
     check_classes,
-    check_even_batches,
-    images_per_process,
+    check_data_roots,
+    first_images,
+    read_items,
+    tell_batch_augments,
     trained_classes,
 )
-from mskd_plugin.hooks.preflight import PreflightHook
-from mskd_plugin.hooks.trial import first_images, read_items
-from mskd_plugin.launch import build_runner
+from mskd_plugin.checks.processes import check_even_batches
+from mskd_plugin.datasets import Digits
+from mskd_plugin.errors import SettingError
 
 LOADING = [dict(type="LoadImageFromFile"), dict(type="PackInputs")]
 
@@ -50,6 +51,15 @@ def files_config(tmp_path, **classes):
     return cfg
 
 
+def test_data_roots_inside_wrappers_and_elsewhere(tmp_path):
+    inner = dict(type="CIFAR10", data_root=str(tmp_path / "nowhere"))
+    wrapped = dict(type="RepeatDataset", times=2, dataset=dict(type="KFoldDataset", dataset=inner))
+    with pytest.raises(SettingError, match="val_dataloader.dataset.data_root.*nowhere"):
+        check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
+    inner["data_root"] = "s3://bucket/images"  # not on this machine
+    check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
+
+
 @pytest.mark.parametrize("stage", ["val", "test"])
 def test_a_split_that_lacks_a_class_is_refused(tmp_path, stage):
     cfg = files_config(tmp_path, **{stage: ["c0", "c1", *(f"c{i}" for i in range(3, 10))]})
@@ -71,10 +81,10 @@ def test_classes_that_are_not_stated_or_the_same_pass(given):
         _val_loop=loop,
         _test_loop=dict(),
     )
-    check_classes(runner)
+    check_classes(runner, None)
     loop.dataloader.dataset.metainfo["classes"] = ["a", "b", "c"]
     with pytest.raises(SettingError, match="2 classes .* number 2 of them None.* got 3 .* 2 'c'"):
-        check_classes(runner)
+        check_classes(runner, None)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +108,25 @@ def test_other_classes_than_the_checkpoints_are_not_tested(tmp_path):
     )
     with pytest.raises(SettingError, match=told):
         call("test", TEACHER, tmp_path / "other.pth", "--work-dir", tmp_path)
+
+
+def test_data_sets_of_none_and_of_one_image():
+    for loader in ("train_dataloader", "val_dataloader"):
+        with pytest.raises(SettingError, match=f"{loader}.dataset.*at least one.*empty"):
+            read_items([], loader)
+    assert first_images(DataLoader([7])).tolist() == [7, 7]
+    assert first_images(DataLoader([7, 8, 9])).tolist() == [7, 8]
+
+
+def test_images_are_read_as_torch_would():
+    class Batches(list):
+        def __getitem__(self, index):
+            raise AssertionError("one by one")
+
+        def __getitems__(self, indices):
+            return [10 * index for index in indices]
+
+    assert first_images(DataLoader(Batches([7, 8, 9]))).tolist() == [0, 10]
 
 
 @pytest.mark.parametrize("content", [b"", b"no image"], ids=["empty", "text"])
@@ -162,106 +191,17 @@ def test_an_image_that_cannot_be_read_is_named_inside_wrappers_and_without_a_fil
         read_items(Failing([1]))
 
 
-ONE = "The last of an epoch's batches of 8 has one image"
-
-
-@pytest.mark.parametrize(
-    ("settings", "told"),
-    [
-        ({"dataset.indices": 25}, ONE),
-        ({"dataset.indices": 1}, ONE),
-        ({"dataset.indices": 24}, None),
-        ({"dataset.indices": 26}, None),
-        ({"dataset.indices": 25, "drop_last": True}, None),
-        ({"dataset.indices": 25, "sampler.type": "InfiniteSampler"}, None),
-        ({"dataset.indices": 3, "batch_size": 1, "drop_last": True}, "A batch has one image"),
-    ],
-)
-def test_batches_of_one_image_are_a_warning(tmp_path, capsys, settings, told):
-    cfg = toy.runner_config(
-        tmp_path, **{f"train_dataloader.{key}": value for key, value in settings.items()}
+@pytest.mark.parametrize("shared, told", [({}, True), ({"batch_augments": True}, False)])
+def test_batch_augments_that_the_student_alone_states_are_told(shared, told):
+    mixing = dict(augments=[dict(type="mmpretrain.Mixup", alpha=0.8)])
+    preprocessor = dict(toy.PREPROCESSOR, num_classes=toy.CLASSES)
+    if shared:
+        preprocessor["batch_augments"] = mixing
+    messages = []
+    runner = SimpleNamespace(logger=SimpleNamespace(warning=messages.append))
+    student = dict(toy.classifier("student"), train_cfg=mixing)
+    tell_batch_augments(runner, toy.build(architecture=student, data_preprocessor=preprocessor))
+    tell_batch_augments(runner, toy.build())  # nobody states any
+    assert [message.split(" are ")[0] for message in messages] == (
+        ["The student's own batch augments (Mixup)"] * told
     )
-    runner = build_runner(cfg)
-    before = {name: value.clone() for name, value in runner.model.state_dict().items()}
-    training, random = runner.model.training, torch.get_rng_state()
-    PreflightHook().before_train(runner)
-    text = "".join(capsys.readouterr())
-    assert text.count("has one image") == (told is not None)
-    assert told is None or f"{told}, from which BatchNorm" in text
-    assert runner.model.training is training and torch.equal(random, torch.get_rng_state())
-    for name, value in runner.model.state_dict().items():
-        assert torch.equal(value, before[name]), name
-
-
-@pytest.mark.parametrize("model", [None, toy.classifier("student")], ids=["pair", "student"])
-@pytest.mark.parametrize(
-    ("settings", "match"),
-    [
-        ({"dataset.indices": 25}, "`train_dataloader.drop_last` to be True.* 25 images in .* of 8"),
-        ({"batch_size": 1}, "`train_dataloader.batch_size` to be at least 2, .*, but got 1"),
-    ],
-)
-def test_a_student_that_cannot_train_on_one_image_is_refused(tmp_path, model, settings, match):
-    cfg = toy.runner_config(
-        tmp_path, model, **{f"train_dataloader.{key}": value for key, value in settings.items()}
-    )
-    student = cfg.model.get("architecture", cfg.model)
-    student.neck = [student.neck, dict(type="LinearNeck", in_channels=8, out_channels=8)]
-    student.neck[1]["norm_cfg"] = dict(type="BN1d")
-    toy.fails(cfg, match)
-    cfg.train_dataloader.update(drop_last=True, batch_size=8)
-    cfg.experiment_name += "_b"
-    assert toy.train(cfg)[1].count == 6
-
-
-def test_a_student_that_cannot_run_at_all_is_named_as_such(tmp_path):
-    settings = {"train_dataloader.dataset.indices": 25, "model.architecture.head.in_channels": 7}
-    toy.fails(toy.runner_config(tmp_path, **settings), "`model.architecture` .* RuntimeError")
-
-
-@pytest.mark.parametrize(
-    ("count", "round_up", "counts"), [(24, False, {12}), (25, False, {12, 13}), (25, True, {13})]
-)
-def test_the_images_of_each_process_are_counted(monkeypatch, count, round_up, counts):
-    found = set()
-    for rank in range(2):
-        monkeypatch.setattr("mmengine.dataset.sampler.get_dist_info", lambda rank=rank: (rank, 2))
-        sampler = DefaultSampler(range(count), seed=0, round_up=round_up)
-        found.add(len(sampler))
-        loader = DataLoader(range(count), batch_size=8, sampler=sampler)
-        assert images_per_process(loader, 2) == counts
-    assert found == counts
-
-
-@pytest.mark.parametrize(
-    ("count", "negatives", "world_size", "settings", "fails"),
-    [
-        (25, "all", 2, {}, True),
-        (24, "all", 2, {}, False),
-        (25, "process", 2, {}, False),  # two batches each
-        (33, "process", 2, {}, True),
-        (33, "process", 1, {}, False),
-        (33, "process", 2, {"drop_last": True}, False),
-        (31, "process", 2, {"drop_last": True}, True),
-        (25, "all", 1, {}, False),
-        (25, "all", 2, {"drop_last": True}, False),
-        (31, "all", 2, {"drop_last": True}, True),
-        (25, "all", 2, {"sampler.round_up": True}, False),
-    ],
-)
-def test_processes_have_as_many_batches_and_gathered_ones_of_one_size(
-    tmp_path, count, negatives, world_size, settings, fails
-):
-    model = toy.algorithm(distiller=toy.distiller(), teacher_ckpt=str(toy.teacher_file(tmp_path)))
-    model["distiller"]["distill_losses"]["loss_mskd_stage3"]["negatives"] = negatives
-    settings = {"dataset.indices": count, "sampler.round_up": False, **settings}
-    cfg = toy.runner_config(
-        tmp_path, model, **{f"train_dataloader.{key}": value for key, value in settings.items()}
-    )
-    runner = build_runner(cfg)
-    runner._world_size = world_size
-    if not fails:
-        return PreflightHook().before_train(runner)
-    told = f"`train_dataloader.sampler.round_up` to be True .* False with {count} images for 2 proc"
-    with pytest.raises(SettingError, match=told):
-        PreflightHook().before_train(runner)

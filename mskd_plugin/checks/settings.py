@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from mmrazor.models.algorithms import BaseAlgorithm, SingleTeacherDistill
 from torch.nn.utils import clip_grad_norm_, clip_grad_value_
 
 from mskd_plugin.checkpoints.weights import check_source
-from mskd_plugin.config_parts import inner_dataset, type_name
+from mskd_plugin.config_parts import type_name
 from mskd_plugin.errors import SettingError, check_count, check_file, check_output, nearest
 from mskd_plugin.schedule import schedule_with_own_rate
 from mskd_plugin.switches import computes_fused, find_optimizer, has_frozen_teacher
@@ -73,28 +73,6 @@ def check_settings(cfg: Config) -> None:
     _check_algorithm(cfg)
     _check_optimizer(cfg)
     _check_hooks(cfg)
-
-
-def check_data_roots(cfg: Mapping[str, Any]) -> None:
-    """Check that the folders of the data sets exist, before anything is built.
-
-    Args:
-        cfg: The whole config.
-
-    Raises:
-        SettingError: If a ``data_root`` is no folder and the data set does not download itself.
-    """
-    for loader in ("train_dataloader", "val_dataloader", "test_dataloader"):
-        dataset = inner_dataset((cfg.get(loader) or {}).get("dataset") or {}, "data_root")
-        root = dataset.get("data_root")
-        if root and not dataset.get("download") and "://" not in root and not Path(root).is_dir():
-            raise SettingError(
-                f"{loader}.dataset.data_root",
-                "a folder with the images",
-                f"{root!r}, which is not there",
-                f"Put the data there, or set it by --cfg-options "
-                f"{loader}.dataset.data_root=FOLDER.",
-            )
 
 
 def _check_algorithm(cfg: Config) -> None:

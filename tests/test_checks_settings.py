@@ -15,8 +15,8 @@ from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
 
 from mskd_plugin import launch
+from mskd_plugin.checks.settings import COUNTS, MAX_SEED, check_settings
 from mskd_plugin.errors import SettingError
-from mskd_plugin.launch.checks import COUNTS, MAX_SEED, check_settings
 
 
 @pytest.fixture(autouse=True)
@@ -241,14 +241,6 @@ def test_a_file_that_a_type_cannot_open_is_told(tmp_path, monkeypatch):
         launch.build_runner(toy.runner_config(tmp_path))
 
 
-def test_an_epoch_without_a_batch(tmp_path):
-    cfg = toy.runner_config(tmp_path, **{"train_dataloader.dataset.indices": 7})
-    assert len(launch.build_runner(cfg).train_dataloader) == 1
-    cfg.train_dataloader.drop_last = True
-    with pytest.raises(SettingError, match="`train_dataloader` .* of 8, but got 7 images, and dr"):
-        launch.build_runner(cfg)
-
-
 def test_a_base_of_another_package(tmp_path):
     """Its dicts state the package that their types are of."""
     (tmp_path / "own.py").write_text('_base_ = "mmpretrain::resnet/resnet18_8xb16_cifar10.py"\n')
@@ -299,11 +291,3 @@ def test_a_runner_that_is_not_mmengines_own_builds_by_itself(tmp_path):
     cfg = toy.runner_config(tmp_path, runner_type="FlexibleRunner", env_cfg={})
     runner = launch.build_runner(cfg)
     assert isinstance(runner, FlexibleRunner) and isinstance(runner._train_dataloader, dict)
-
-
-def test_a_stream_of_images_has_no_number_of_batches():
-    class Stream(torch.utils.data.IterableDataset):
-        def __iter__(self):
-            return iter([])
-
-    launch.check_batches(torch.utils.data.DataLoader(Stream(), batch_size=8))
