@@ -17,6 +17,7 @@ from tool_runs import MSKD, forget_runs, scalars
 
 from mskd_plugin import launch
 from mskd_plugin.errors import SettingError
+from mskd_plugin.launch.config import state_preprocessor_once
 from mskd_plugin.launch.resume import (
     Resumed,
     check_groups,
@@ -249,6 +250,7 @@ def test_what_the_runner_adds_to_the_model(tmp_path):
     state = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor}).state_dict()
     assert "data_preprocessor.count" in state
     file = written(tmp_path / "epoch_1.pth", config(method="student"), state_dict=state)
+    state_preprocessor_once(cfg)
     assert resumed(cfg, file).changes == ""
 
 
