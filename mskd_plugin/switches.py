@@ -103,7 +103,7 @@ def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
     """Set the switches of the fast loop, those of them that the config has a use for.
 
     Args:
-        cfg: The config.
+        cfg: The config, the data preprocessor in its model.
         settings: Parts of a config to merge, as ``configs/_base_/fast.py`` states them. Mixed
             precision is chosen as by ``--amp``. ``fused`` is left out where torch has no fused
             kernels for the optimizer on this device, ``model`` where no frozen teacher is distilled
@@ -131,7 +131,7 @@ def use_fast(cfg: Config, settings: dict[str, Any]) -> None:
         networks.pop("compile_losses", None)
     preprocessor = settings.pop("data_preprocessor", {}).get("type")
     if preprocessor and _labels_are_classes(cfg):
-        _set_preprocessor(cfg, preprocessor)
+        cfg.model.data_preprocessor.type = preprocessor
     else:
         settings.pop("train_dataloader", None)
     _make_way(cfg, settings)
@@ -149,7 +149,7 @@ def _make_way(cfg: Config | ConfigDict, settings: dict[str, Any]) -> None:
 
 def _labels_are_classes(cfg: Config) -> bool:
     """Whether training images only get normalised and collated, each with its class."""
-    preprocessor = (_preprocessors(cfg) or [{}])[-1]  # the model's, if it has one
+    preprocessor = cfg.model.get("data_preprocessor") or {}
     usual = {"type", "mean", "std", "to_rgb", "num_classes"}
     collate = type_name(cfg.get("train_dataloader", {}).get("collate_fn", {}))
     return (
@@ -157,22 +157,6 @@ def _labels_are_classes(cfg: Config) -> bool:
         and preprocessor.keys() <= usual
         and collate == "default_collate"
     )
-
-
-def _preprocessors(cfg: Config) -> list[ConfigDict]:
-    """Return the config's own data preprocessor and the model's copy of it, where they are."""
-    both = (cfg.get("data_preprocessor"), cfg.model.get("data_preprocessor"))
-    return [preprocessor for preprocessor in both if preprocessor]
-
-
-def _set_preprocessor(cfg: Config, kind: str) -> None:
-    """Put another type in the place of ``ClsDataPreprocessor``, the scope of its name unchanged."""
-    for preprocessor in _preprocessors(cfg):
-        if type_name(preprocessor) == "ClsDataPreprocessor":
-            old = preprocessor.type
-            path = old if isinstance(old, str) else "mmpretrain.models"
-            scope = path.split(".")[0] if "." in path else ""
-            preprocessor.type = f"{scope}.{kind}" if scope else kind
 
 
 def has_frozen_teacher(model: ConfigDict) -> bool:
@@ -228,8 +212,8 @@ def use_in_memory(cfg: Config) -> None:
     pipelines runs once for each image. Without an ``EpochSeedHook`` the config gets one.
 
     Args:
-        cfg: The config. Its data loaders and data preprocessors are changed; loaders whose images
-            are in memory already stay.
+        cfg: The config, the data preprocessor in its model. Its data loaders and that are changed;
+            loaders whose images are in memory already stay.
 
     Raises:
         SettingError: If crops and flips are not the last random transforms of the training pipeline
@@ -246,15 +230,16 @@ def use_in_memory(cfg: Config) -> None:
         loader.update(num_workers=0, persistent_workers=False, pin_memory=False)
         loader.collate_fn = {"type": "collate_batch"}
         loader.pop("prefetch_factor", None)
-    for preprocessor in _preprocessors(cfg):
-        for key in ("batch_augments", "to_onehot"):
-            if preprocessor.get(key):
-                raise SettingError(
-                    f"data_preprocessor.{key}",
-                    "off with images in memory, whose labels come as one tensor",
-                    preprocessor[key],
-                )
-    _set_preprocessor(cfg, "BatchDataPreprocessor")
+    preprocessor = cfg.model.get("data_preprocessor") or {}
+    for key in ("batch_augments", "to_onehot"):
+        if preprocessor.get(key):
+            raise SettingError(
+                f"data_preprocessor.{key}",
+                "off with images in memory, whose labels come as one tensor",
+                preprocessor[key],
+            )
+    if type_name(preprocessor) == "ClsDataPreprocessor":
+        preprocessor["type"] = "mmpretrain.BatchDataPreprocessor"
     # Without it all processes draw the same crops.
     hooks = cfg.get("custom_hooks") or []
     if not any(type_name(hook) == "EpochSeedHook" for hook in hooks if isinstance(hook, dict)):

@@ -17,6 +17,7 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 from mskd_plugin import launch
 from mskd_plugin.checks.settings import COUNTS, MAX_SEED, check_settings
 from mskd_plugin.errors import SettingError
+from mskd_plugin.launch.config import state_preprocessor_once
 
 
 @pytest.fixture(autouse=True)
@@ -175,16 +176,17 @@ def test_a_preprocessor_without_a_type(tmp_path, kind):
     cfg = toy.runner_config(tmp_path, toy.algorithm(kind))
     cfg.work_dir = str(tmp_path / "run")
     del cfg.model.data_preprocessor["type"]
-    with pytest.raises(SettingError, match=r"`model\.data_preprocessor\.type` .* but got None"):
+    with pytest.raises(SettingError, match=r"`data_preprocessor\.type` .* but got None"):
         launch.build_runner(cfg)
     del cfg.model["data_preprocessor"], cfg.data_preprocessor["type"]
+    stated = cfg.data_preprocessor
+    state_preprocessor_once(cfg)
     with pytest.raises(SettingError, match=r"`data_preprocessor\.type` .*'mmpretrain\.ClsDataPre"):
         launch.build_runner(cfg)
     assert not (tmp_path / "run").exists()
     cfg.model.data_preprocessor = None  # the config's is not taken
     check_settings(cfg)
-    del cfg.model["data_preprocessor"]
-    cfg.model = cfg.model.architecture
+    cfg.model = dict(cfg.model.architecture, data_preprocessor=stated)
     check_settings(cfg)
 
 

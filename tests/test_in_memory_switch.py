@@ -142,9 +142,11 @@ def test_the_switch_moves_crop_and_flip(tmp_path):
         assert cfg[f"{stage}_dataloader"].num_workers == 0
     assert cfg.train_dataloader.sampler == plain.train_dataloader.sampler
     assert cfg.train_dataloader.batch_size == 64
-    assert cfg.data_preprocessor == dict(plain.data_preprocessor, type="BatchDataPreprocessor")
-    assert cfg.model.data_preprocessor.type == "mmpretrain.BatchDataPreprocessor"
-    same = {key for key in cfg if not key.endswith("dataloader")} - {"data_preprocessor", "model"}
+    kind = "mmpretrain.BatchDataPreprocessor"
+    assert cfg.model == dict(
+        plain.model, data_preprocessor=dict(plain.model.data_preprocessor, type=kind)
+    )
+    same = {key for key in cfg if not key.endswith("dataloader")} - {"model"}
     assert all(cfg[key] == plain[key] for key in same)
 
     base = tmp_path / "leaf.py"
@@ -233,13 +235,13 @@ def test_types_may_be_classes():
     for transform, kind in zip(pipeline, (RandomCrop, RandomFlip)):
         assert transform.type == kind.__name__
         transform.type = kind
-    cfg.data_preprocessor.type = ClsDataPreprocessor
+    cfg.model.data_preprocessor.type = ClsDataPreprocessor
     cfg.custom_hooks = [dict(type=EpochSeedHook)]
     for one in (named, cfg):
         use_in_memory(one)
     assert cfg.train_dataloader == named.train_dataloader
-    assert cfg.data_preprocessor.type == "mmpretrain.BatchDataPreprocessor"
-    assert named.data_preprocessor.type == "BatchDataPreprocessor"
+    assert cfg.model == named.model
+    assert cfg.model.data_preprocessor.type == "mmpretrain.BatchDataPreprocessor"
     assert cfg.custom_hooks == [dict(type=EpochSeedHook)]
 
 
@@ -252,11 +254,12 @@ def test_scores_need_a_sample_an_image(setting, tmp_path):
     cfg.model.data_preprocessor.update(setting)
     with pytest.raises(SettingError, match="off with images in memory"):
         use_in_memory(cfg)
-    cfg = read(CIFAR)
+    cfg = Config.fromfile(CIFAR)
     cfg.data_preprocessor.update(setting)  # of a model without one of its own
-    cfg.model.data_preprocessor = None
+    del cfg.model.data_preprocessor
+    cfg.dump(tmp_path / "own.py")
     with pytest.raises(SettingError, match="off with images in memory"):
-        use_in_memory(cfg)
+        read(tmp_path / "own.py", in_memory=True)
     # And where a config brings them together by itself.
     cfg = toy.runner_config(tmp_path)
     cfg.train_dataloader.collate_fn = dict(type="collate_batch")

@@ -72,13 +72,14 @@ def test_mmengines_preprocessor_becomes_a_classifiers():
     cfg = Config(dict(model=toy.algorithm(data_preprocessor=own), data_preprocessor=own))
     expected = MODELS.build(dict(own))(dict(inputs=list(images)))["inputs"]
     launch.keep_student_only(cfg)
-    assert cfg.data_preprocessor == cfg.model.data_preprocessor
+    assert "data_preprocessor" not in cfg
+    classifiers = cfg.model.data_preprocessor.copy()
     student = MODELS.build(cfg.model)  # which hands it batch augmentations
     given = student.data_preprocessor(dict(inputs=list(images)))["inputs"]
     assert torch.equal(given, expected) and given.shape == (2, 3, 6, 6)
     assert for_classifier(dict(own, bgr_to_rgb=False))["to_rgb"] is False
     as_class = for_classifier(dict(own, type=ImgDataPreprocessor))
-    assert as_class == cfg.data_preprocessor
+    assert as_class == classifiers
     classes = dict(type="ClsDataPreprocessor")  # of a pure Python config it would not print copied
     assert for_classifier(classes) is classes
     other = for_classifier(dict(own, bgr_to_rgb=False, rgb_to_bgr=True))

@@ -6,6 +6,7 @@ import re
 
 import pytest
 import toy
+from mmengine.config import Config
 from tool_runs import MSKD, load, parse
 
 from mskd_plugin import launch
@@ -139,18 +140,35 @@ def test_dicts_are_given_key_by_key(option, capsys):
     assert name.default_hooks.checkpoint.filename_tmpl == "{}_of_8.pth"
 
 
-def test_the_models_copy_of_the_normalisation_follows():
+def test_the_normalisation_stands_in_the_model_alone():
     for argv in ((), ("--method", "student")):
         config = PAIRS / "resnet20_resnet8_digits.py" if argv else MSKD
         options = ["data_preprocessor.mean=[1,2,3]", "data_preprocessor.pad_value=7"]
         cfg = load(*argv, "--cfg-options", *options, config=config)
-        for preprocessor in (cfg.data_preprocessor, cfg.model.data_preprocessor):
-            assert preprocessor.mean == [1, 2, 3] and preprocessor.pad_value == 7
+        preprocessor = cfg.model.data_preprocessor
+        assert preprocessor.mean == [1, 2, 3] and preprocessor.pad_value == 7
+        assert "data_preprocessor" not in cfg
     alone = load("--cfg-options", "model.data_preprocessor.mean=[1,2,3]")
-    assert alone.model.data_preprocessor.mean == [1, 2, 3] != alone.data_preprocessor.mean
+    assert alone.model.data_preprocessor.mean == [1, 2, 3] and "data_preprocessor" not in alone
     options = ["model.data_preprocessor.mean=[1,2,3]", "data_preprocessor.mean=[4,5,6]"]
     cfg = load("--cfg-options", *options)
-    assert cfg.model.data_preprocessor.mean == [1, 2, 3] and cfg.data_preprocessor.mean == [4, 5, 6]
+    assert cfg.model.data_preprocessor.mean == [1, 2, 3] and "data_preprocessor" not in cfg
+
+
+def test_a_preprocessor_that_only_the_config_states(tmp_path):
+    """The runner would give it to a model without one, but not in the place of None."""
+    own = Config.fromfile(MSKD)
+    top = dict(own.data_preprocessor, type="mmpretrain.ClsDataPreprocessor")
+    for stated, expected in (({}, top), (dict(data_preprocessor=None), None)):
+        own.model.pop("data_preprocessor", None)
+        own.merge_from_dict(dict(model=stated, data_preprocessor=top))
+        own.dump(tmp_path / "own.py")
+        cfg = load(config=tmp_path / "own.py")
+        assert cfg.model.data_preprocessor == expected and "data_preprocessor" not in cfg
+    own.model.pop("data_preprocessor")
+    own.dump(tmp_path / "own.py")
+    cfg = load("--cfg-options", "data_preprocessor.mean=[1,2,3]", config=tmp_path / "own.py")
+    assert cfg.model.data_preprocessor == dict(top, mean=[1, 2, 3])
 
 
 def test_what_the_model_is_made_from_is_set_before():

@@ -22,6 +22,7 @@ from mskd_plugin.checks.resumed import (
     check_resumed,
 )
 from mskd_plugin.errors import SettingError
+from mskd_plugin.launch.config import state_preprocessor_once
 from mskd_plugin.switches import use_mixed_precision
 
 PAIR = str(Path(MSKD).parents[1] / "_base_" / "pairs" / "resnet20_resnet8_digits.py")
@@ -249,6 +250,7 @@ def test_what_the_runner_adds_to_the_model(tmp_path):
     state = MODELS.build({**cfg.model, "data_preprocessor": cfg.data_preprocessor}).state_dict()
     assert "data_preprocessor.count" in state
     file = written(tmp_path / "epoch_1.pth", config(method="student"), state_dict=state)
+    state_preprocessor_once(cfg)
     assert resumed(cfg, file).changes == ""
 
 

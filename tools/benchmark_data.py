@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from mmengine.config import Config, ConfigDict
+from mmengine.config import Config
 from mmengine.device import get_device
 from mmengine.registry import init_default_scope
 from mmengine.runner import Runner
@@ -84,7 +84,7 @@ class Subject:
         check_data_roots({"train_dataloader": loader})
         self.loader = Runner.build_dataloader(loader, seed=0)
         check_batches(self.loader)
-        self.preprocessor = MODELS.build(preprocessor_of(cfg)).to(get_device())
+        self.preprocessor = MODELS.build(cfg.model.data_preprocessor).to(get_device())
         self.batches = self._batches()
         self.wall: list[float] = []
         self.cpu: list[float] = []
@@ -117,11 +117,6 @@ def cpu_seconds() -> float:
     return sum(part.ru_utime + part.ru_stime for part in used)
 
 
-def preprocessor_of(cfg: Config) -> ConfigDict:
-    """Return the data preprocessor's settings, the model's own before the config's."""
-    return cfg.model.get("data_preprocessor") or cfg.data_preprocessor
-
-
 def subjects_of(args: argparse.Namespace) -> list[Subject]:
     """Build the data of every config for every batch size."""
     configs = []
@@ -137,7 +132,7 @@ def subjects_of(args: argparse.Namespace) -> list[Subject]:
                     f"left out with {path}, which reads its images from files",
                     args.images,
                 )
-            classes = preprocessor_of(cfg).get("num_classes") or 1
+            classes = cfg.model.data_preprocessor.get("num_classes") or 1
             inner.clear()
             inner.update(type="RandomImages", classes=classes, **drawn)
         configs.append((Path(path).stem, cfg))

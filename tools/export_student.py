@@ -102,9 +102,9 @@ def student_config(cfg: Config) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """
     keep_student_only(cfg)
     student = plain(cfg.model)
-    preprocessor = student.get("data_preprocessor") or plain(cfg.get("data_preprocessor"))
+    preprocessor = student.pop("data_preprocessor", None)
     # Of use in training alone, with names of files that others do not have.
-    for key in ("data_preprocessor", "train_cfg", "pretrained", "_scope_"):
+    for key in ("train_cfg", "pretrained", "_scope_"):
         student.pop(key, None)
     for part in walk(student):
         if isinstance(part.get("init_cfg"), dict) and part["init_cfg"].get("type") == "Pretrained":

@@ -20,7 +20,7 @@ fast = dict(
     model=dict(teacher_inference_mode=True),
     # Labels as one tensor and copies that nobody waits for, where labels are classes.
     train_dataloader=dict(collate_fn=dict(type="collate_batch")),
-    data_preprocessor=dict(type="BatchDataPreprocessor"),
+    data_preprocessor=dict(type="mmpretrain.BatchDataPreprocessor"),
     default_hooks=dict(
         networks=dict(
             type="FastNetworksHook",

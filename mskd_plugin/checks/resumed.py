@@ -214,8 +214,6 @@ def _check_weights(cfg: Config, weights: Mapping[str, Any], source: str) -> None
     model = copy.deepcopy(cfg.model)
     if model.get("teacher_ckpt"):
         model.teacher_ckpt = None  # not to read, or download, the file for its shapes
-    if cfg.get("data_preprocessor"):
-        model.setdefault("data_preprocessor", cfg.data_preprocessor)  # as the runner does
     if scope := cfg.get("default_scope", "mmengine"):  # none in configs that import their types
         init_default_scope(scope)
     network = MODELS.build(model)

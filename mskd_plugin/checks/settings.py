@@ -84,11 +84,10 @@ def _check_algorithm(cfg: Config) -> None:
             kind = registry.get(kind)
     if not isinstance(kind, type) or not issubclass(kind, BaseAlgorithm):
         return
-    own = "data_preprocessor" in cfg.model  # if it is None, too, the config's is not taken
-    preprocessor = (cfg.model if own else cfg).get("data_preprocessor")
+    preprocessor = cfg.model.get("data_preprocessor")
     if isinstance(preprocessor, dict) and "type" not in preprocessor:
         raise SettingError(
-            f"{'model.' if own else ''}data_preprocessor.type",
+            "data_preprocessor.type",
             "stated for MMRazor's algorithms, 'mmpretrain.ClsDataPreprocessor' for one",
             None,
             "mmpretrain's classifiers alone have a default.",

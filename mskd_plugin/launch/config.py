@@ -116,15 +116,14 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
     for part in parts:
         if cfg.get(part) is None:
             raise SettingError(part, f"a part of {args.config}", None)
+    state_preprocessor_once(cfg)
     if getattr(args, "fast", False) and "fast" not in cfg:
         cfg.fast = fast_settings()
     if "fast" in cfg:
         use_fast(cfg, cfg.pop("fast"))
     options = dict(args.cfg_options)
-    if cfg.model.get("data_preprocessor") is not None:  # the model holds a copy of the config's
-        copied = {f"model.{k}": v for k, v in options.items() if _top(k) == "data_preprocessor"}
-        options = {**copied, **options}
-    _merge(cfg, options, args.config)
+    moved = [key for key in options if _top(key) == "data_preprocessor"]  # it is in the model
+    _merge(cfg, {**{f"model.{key}": options.pop(key) for key in moved}, **options}, args.config)
     if not isinstance(cfg.model, dict):
         raise SettingError("model", "a dict with a type", cfg.model)
     # After the options, which name the data sets' own settings.
@@ -181,23 +180,32 @@ def image_side(dataloader: Mapping[str, Any]) -> int | None:
     return None
 
 
+def state_preprocessor_once(cfg: Config) -> None:
+    """Move the config's data preprocessor into a model without one, as the runner would.
+
+    Beside a model's own, even one that is None, the config's has no effect, and goes.
+    """
+    stated = cfg.pop("data_preprocessor", None)
+    if stated is not None:
+        cfg.model.setdefault("data_preprocessor", stated)
+
+
 def keep_student_only(cfg: Config) -> None:
     """Put the student in the algorithm's place, for tools that need no teacher.
 
-    It gets the images as in training: by the algorithm's data preprocessor, by the config's where
-    the algorithm states none, and by its own where the algorithm's is None.
+    It gets the images as in training: by the algorithm's data preprocessor, and by its own where
+    the algorithm's is None.
     """
+    state_preprocessor_once(cfg)
     if is_distillation(cfg.model):
         student = cfg.model.architecture
         if "cfg_path" in student:  # MMRazor's short form for a config of another package
             student = get_config(student.cfg_path).model
-        preprocessor = cfg.model.get("data_preprocessor", cfg.get("data_preprocessor"))
-        if preprocessor is not None:
-            student.data_preprocessor = preprocessor
+        if cfg.model.get("data_preprocessor") is not None:
+            student.data_preprocessor = cfg.model.data_preprocessor
         cfg.model = student
-    for part in (cfg, cfg.model):
-        if part.get("data_preprocessor"):
-            part.data_preprocessor = for_classifier(part.data_preprocessor)
+    if cfg.model.get("data_preprocessor"):
+        cfg.model.data_preprocessor = for_classifier(cfg.model.data_preprocessor)
 
 
 def for_classifier(preprocessor: Mapping[str, Any]) -> Mapping[str, Any]:
