@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
+from mmengine.dist import is_distributed
 
 
 def synchronize() -> None:
@@ -73,6 +74,8 @@ def peak_memory(function: Callable[[], object]) -> float:
         activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
     ) as profile:
         function()
+        if is_distributed():  # its threads may still free what they reduced
+            time.sleep(0.5)  # torch 2.5 crashes, one time in five, when the profile is gone by then
     changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
     for change in sorted(changes, key=_clock):
