@@ -17,7 +17,6 @@ from mmengine.runner._flexible_runner import FlexibleRunner
 from mskd_plugin import launch
 from mskd_plugin.checks.settings import COUNTS, MAX_SEED, check_settings
 from mskd_plugin.errors import SettingError
-from mskd_plugin.launch.config import state_preprocessor_once
 
 
 @pytest.fixture(autouse=True)
@@ -178,9 +177,8 @@ def test_a_preprocessor_without_a_type(tmp_path, kind):
     del cfg.model.data_preprocessor["type"]
     with pytest.raises(SettingError, match=r"`data_preprocessor\.type` .* but got None"):
         launch.build_runner(cfg)
-    del cfg.model["data_preprocessor"], cfg.data_preprocessor["type"]
-    stated = cfg.data_preprocessor
-    state_preprocessor_once(cfg)
+    # Of a config that `load_config` has not read.
+    cfg.data_preprocessor = stated = cfg.model.pop("data_preprocessor")
     with pytest.raises(SettingError, match=r"`data_preprocessor\.type` .*'mmpretrain\.ClsDataPre"):
         launch.build_runner(cfg)
     assert not (tmp_path / "run").exists()

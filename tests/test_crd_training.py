@@ -7,9 +7,14 @@ import math
 import pytest
 import torch
 import toy
+from mmengine.dataset import ConcatDataset, RepeatDataset
 from mmengine.hooks import Hook
 from mmengine.runner import Runner
+from mmpretrain.datasets import KFoldDataset
+from torch.utils.data import Dataset, IterableDataset, Subset
 
+from mskd_plugin.datasets import Digits, InMemoryImages
+from mskd_plugin.datasets.in_memory import numbered
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import PreflightHook
 from mskd_plugin.launch import build_runner
@@ -83,3 +88,48 @@ def test_memories_of_data_sets_that_are_wrapped(tmp_path):
     assert toy.train(config("RepeatDataset", dataset=single, times=2))[1].count > 0
     told = "`train_dataloader.dataset` to be one data set, .*loss_crd.* a ConcatDataset of 2, each"
     toy.fails(config("ConcatDataset", datasets=[single, single]), told)
+
+
+def test_memories_of_data_sets_that_are_wrapped_in_memory(tmp_path):
+    """Images in memory have the numbers of the data set that they are read from."""
+
+    def config(name, dataset):
+        cfg = toy.runner_config(tmp_path / name, model(tmp_path))
+        cfg.train_dataloader.dataset = dict(type="InMemoryImages", dataset=dataset)
+        cfg.train_dataloader.collate_fn = dict(type="collate_batch")
+        cfg.model.data_preprocessor.type = "mmpretrain.BatchDataPreprocessor"
+        return cfg
+
+    single = toy.runner_config(tmp_path).train_dataloader.dataset
+    single.pipeline = [dict(type="PackInputs")]
+    repeated = dict(type="RepeatDataset", dataset=single, times=2)
+    build_runner(config("repeated", repeated)).train()
+    joined = dict(type="ConcatDataset", datasets=[single, single])
+    toy.fails(config("joined", joined), "to be one data set, .*a ConcatDataset of 2, each")
+
+
+class OfAName(Dataset):
+    """A data set of one's own, whose attribute is no data set."""
+
+    dataset = "flowers"
+
+    def __len__(self):
+        return 3
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        return iter([])
+
+
+def test_the_images_that_data_sets_number():
+    digits = Digits(indices=5)
+    assert numbered(digits) == numbered(RepeatDataset(digits, 3)) == [5]
+    assert numbered(Subset(digits, [4, 1])) == [5]  # which keep their numbers
+    packed = [dict(type="mmpretrain.PackInputs")]
+    folds = KFoldDataset(dict(type=Digits, indices=10, pipeline=packed), num_splits=5)
+    assert numbered(folds) == numbered(InMemoryImages(folds, device="cpu")) == [8]  # numbered anew
+    assert numbered(torch.utils.data.ConcatDataset([RepeatDataset(digits, 2)])) == [5]
+    assert numbered(Subset(ConcatDataset([digits, Digits(indices=7)]), [3])) == [5, 7]
+    assert numbered(OfAName()) == [3]
+    assert numbered(Stream()) == []

@@ -171,6 +171,13 @@ def test_a_preprocessor_that_only_the_config_states(tmp_path):
     assert cfg.model.data_preprocessor == dict(top, mean=[1, 2, 3])
 
 
+@pytest.mark.parametrize("beside", ["data_preprocessor = dict(mean=[1.0])", "fast = dict()"])
+def test_a_model_of_the_file_that_is_no_dict(tmp_path, beside):
+    (tmp_path / "own.py").write_text(f"model = 'ResNet'\n{beside}\n")
+    with pytest.raises(SettingError, match="`model` to be a dict with a type, but got ResNet"):
+        load(config=tmp_path / "own.py")
+
+
 def test_what_the_model_is_made_from_is_set_before():
     pair = PAIRS / "resnet20_resnet8_digits.py"
     options = ["pair.teacher=resnet56", "num_train_images=7", "pair.settings.crd.temperature=0.5"]

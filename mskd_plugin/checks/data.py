@@ -10,10 +10,11 @@ from typing import Any
 from mmengine.model import BaseModel
 from mmengine.runner import Runner
 from mmpretrain.models import ClsDataPreprocessor
-from torch.utils.data import ConcatDataset, DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset
 
 from mskd_plugin.config_parts import inner_dataset
 from mskd_plugin.datasets import BatchSample
+from mskd_plugin.datasets.in_memory import numbered
 from mskd_plugin.errors import SettingError
 from mskd_plugin.unchanged import unchanged_random_state
 
@@ -210,22 +211,18 @@ def check_memories(runner: Runner, model: BaseModel) -> None:
     """
     losses = getattr(getattr(model, "distiller", None), "distill_losses", None) or {}
     counts = {name: loss.num_images for name, loss in losses.items() if hasattr(loss, "num_images")}
-    dataset: Any = runner.train_dataloader.dataset
-    while hasattr(dataset, "dataset"):  # a wrapper, which repeats images
-        dataset = dataset.dataset
-    if isinstance(dataset, IterableDataset):
-        return
-    for name, count in counts.items():
-        if isinstance(dataset, ConcatDataset) and len(dataset.datasets) > 1:
+    images = numbered(runner.train_dataloader.dataset) if counts else []
+    for name, count in counts.items() if images else ():  # not of a stream, whose are not known
+        if len(images) > 1:
             raise SettingError(
                 "train_dataloader.dataset",
                 f"one data set, whose images have numbers of their own, for {name}",
-                f"a {type(dataset).__name__} of {len(dataset.datasets)}, each numbered from 0",
+                f"a ConcatDataset of {len(images)}, each numbered from 0",
             )
-        if count != len(dataset):
+        if count != images[0]:
             raise SettingError(
                 f"model.distiller.distill_losses.{name}.num_images",
-                f"{len(dataset)}, the number of training images",
+                f"{images[0]}, the number of training images",
                 count,
                 "A pair's config states it as num_train_images, beside the data set.",
             )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from mmengine.device import get_device
 from mmpretrain.registry import DATASETS
 from torch import Tensor
 from torch.nn import functional
-from torch.utils.data import Dataset
+from torch.utils.data import ConcatDataset, Dataset, IterableDataset
 
 from mskd_plugin.datasets.batch import BatchSample, check_one_class
 from mskd_plugin.errors import SettingError, check_count, check_flag
@@ -52,6 +52,7 @@ class InMemoryImages(Dataset):
         labels: Classes, (N,) int64 on the device.
         sample_idx: Numbers of the images, (N,) int64 on the CPU; None where the other data set does
             not number them.
+        numbered: What :func:`numbered` returns of the other data set.
 
     Raises:
         SettingError: If the pipeline is random, the images are not uint8 of one size, an image has
@@ -82,6 +83,7 @@ class InMemoryImages(Dataset):
         self.flip_prob = flip_prob
         self.batch_labels = check_flag("batch_labels", batch_labels)
         self.device = torch.device(get_device() if device is None else device)
+        self.numbered = numbered(source)
         images, self.samples = read_once(source)
         self.sample_idx: Tensor | None = None
         if all("sample_idx" in sample for sample in self.samples):
@@ -233,6 +235,27 @@ def _transforms(part: Any) -> Iterator[Any]:
         if inner is not None:
             yield from _transforms(inner)
     yield from getattr(getattr(part, "pipeline", None), "transforms", ())
+
+
+def numbered(dataset: Any) -> list[int]:
+    """Return how many images have numbers of their own in a data set, ``sample_idx``.
+
+    Args:
+        dataset: The data set. One that wraps another gives its images the other's numbers.
+
+    Returns:
+        One count for each of joined data sets, whose images are each numbered from 0; none of a
+        stream.
+    """
+    if isinstance(dataset, InMemoryImages):
+        return dataset.numbered
+    if isinstance(dataset, IterableDataset):
+        return []
+    if isinstance(dataset, ConcatDataset):
+        return [count for part in dataset.datasets for count in numbered(part)]
+    inner = getattr(dataset, "dataset", None)  # MMEngine's wrappers are no `Dataset` of torch
+    is_wrapper = hasattr(inner, "__getitem__") and not isinstance(inner, (str, Mapping))
+    return numbered(inner) if is_wrapper else [len(dataset)]
 
 
 def _crop_size(

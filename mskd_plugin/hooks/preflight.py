@@ -49,7 +49,7 @@ class PreflightHook(Hook):
     - the teacher's weights are loaded, and its normalisation and order of channels are those that
       the images get;
     - every recorder records, and every connector and loss takes what it is given, on two training
-      images;
+      images, but where networks have an optimizer each, and with it a step of their own;
     - every distillation loss is finite on them;
     - a loss that categorizes regions sits at the stage that feeds the teacher's classifier;
     - a warm-up that the algorithm asks for has the hook that applies it, and what a

@@ -116,6 +116,7 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
     for part in parts:
         if cfg.get(part) is None:
             raise SettingError(part, f"a part of {args.config}", None)
+    _check_model(cfg)
     state_preprocessor_once(cfg)
     if getattr(args, "fast", False) and "fast" not in cfg:
         cfg.fast = fast_settings()
@@ -124,8 +125,7 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
     options = dict(args.cfg_options)
     moved = [key for key in options if _top(key) == "data_preprocessor"]  # it is in the model
     _merge(cfg, {**{f"model.{key}": options.pop(key) for key in moved}, **options}, args.config)
-    if not isinstance(cfg.model, dict):
-        raise SettingError("model", "a dict with a type", cfg.model)
+    _check_model(cfg)  # again: an option may have replaced it
     # After the options, which name the data sets' own settings.
     in_memory = check_flag("in_memory", cfg.pop("in_memory", False))
     if in_memory or getattr(args, "in_memory", False):
@@ -154,6 +154,11 @@ def _merge(cfg: Config, options: dict[str, Any], name: str) -> None:
         cfg.merge_from_dict(options)
     except (KeyError, TypeError) as error:
         raise SettingError("--cfg-options", f"settings of {name}", error) from error
+
+
+def _check_model(cfg: Config) -> None:
+    if not isinstance(cfg.model, dict):
+        raise SettingError("model", "a dict with a type", cfg.model)
 
 
 def _top(key: str) -> str:

@@ -20,6 +20,7 @@ from mskd_plugin.checks.settings import check_settings
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks.loss_warmup import check_warmup_hook
 from mskd_plugin.hooks.preflight import PreflightHook
+from mskd_plugin.launch.config import state_preprocessor_once
 from mskd_plugin.unwrapped import model_of
 
 
@@ -30,6 +31,7 @@ def build_runner(cfg: Config) -> Runner:
         SettingError: If data are missing, the work folder cannot be one, a type of the config does
             not take its settings, or the checkpoint to continue from is another training's.
     """
+    state_preprocessor_once(cfg)  # of one that `load_config` has not read
     check_data_roots(cfg)
     check_settings(cfg)
     with _settings_told():
