@@ -75,8 +75,8 @@ def peak_memory(function: Callable[[], object]) -> float:
     ) as profile:
         function()
         if is_distributed():
-            # Without, 4 of 20 runs of two processes crashed on torch 2.5.1, with it none of 20: most
-            # likely other threads still freed memory when the profile was gone.
+            # Without, 4 of 20 runs of two processes crashed on torch 2.5.1, with it none of 20:
+            # most likely other threads still freed memory when the profile was gone.
             time.sleep(0.5)
     changes = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = peak = 0
