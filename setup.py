@@ -29,7 +29,7 @@ REQUIREMENTS = [
 EXTRAS = {
     "mmcv-lite": ["mmcv-lite==2.1.0"],
     "demo": ["scikit-learn", "matplotlib"],
-    "dev": ["pytest", "pytest-xdist", "ruff", "mypy"],
+    "dev": ["pytest", "pytest-xdist", "ruff", "mypy", "safetensors"],
 }
 
 setup(

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 import toy
+from safetensors.torch import save_file
 
 from mskd_plugin import launch
 from mskd_plugin.checks.resumed import check_initial_weights
@@ -48,6 +49,13 @@ def test_initial_weights_that_cannot_be_read(tmp_path):
         initial(str(file))
     torch.save({"epoch": 3}, file)
     with pytest.raises(SettingError, match="`load_from` to be a file with weights"):
+        initial(str(file))
+
+
+def test_initial_weights_that_mmengine_cannot_read(tmp_path):
+    file = tmp_path / "start.safetensors"
+    save_file({"weight": torch.ones(1, 2), "bias": torch.ones(1)}, file)
+    with pytest.raises(SettingError, match="`load_from` to be a file that MMEngine reads"):
         initial(str(file))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.server
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 import torch
 import torchvision
 import toy
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import mskd_plugin  # noqa: F401  (registers the networks)
@@ -97,6 +99,33 @@ def test_torchvision_networks_give_their_own_logits(name: str, tmp_path: Path) -
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
         torch.testing.assert_close(model(images), reference(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_files_of_safetensors(layout: str, tmp_path: Path) -> None:
+    source, target = toy.network(seed=1), toy.network(seed=2)
+    path = tmp_path / "model.safetensors"
+    save_file(LAYOUTS[layout](source), path)
+    assert load_weights(target, str(path)) == layout.split(",")[0]
+    assert_equal_weights(target, source)
+
+
+@pytest.mark.parametrize("content", [b"", b"weights", b"\x10" + 7 * b"\0" + b"{}"])
+def test_files_that_safetensors_cannot_read(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(SettingError, match=r"safetensors can read, but got .*SafetensorError"):
+        load_weights(toy.network(), path)
+    with pytest.raises(SettingError, match=r"got '.*gone.safetensors', which is not"):
+        load_weights(toy.network(), tmp_path / "gone.safetensors")
+
+
+def test_safetensors_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "model.safetensors"
+    save_file({"a": torch.ones(1)}, path)
+    monkeypatch.setitem(sys.modules, "safetensors", None)
+    with pytest.raises(SettingError, match=r"without safetensors.*pip install safetensors"):
+        load_weights(toy.network(), path)
 
 
 def test_files_of_old_torch_and_without_batch_counts(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import pickle
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -27,6 +28,8 @@ STUDENT_PREFIX = "architecture."
 #: Where checkpoints keep the weights: mmengine and torchvision's references; the CRD benchmark;
 #: others.
 WRAPPERS = ("state_dict", "model", "net")
+#: How files of Hugging Face's format, which holds tensors alone, end; timm's weights come so.
+SAFETENSORS = ".safetensors"
 
 _CLASSIFIER = re.compile(r"^(fc|classifier|linear)\.(\d+\.)?(?=(weight|bias)$)")
 _TIMM_CLASSIFIER = re.compile(
@@ -55,7 +58,8 @@ def load_weights(
     transformers of all versions; of MMRazor's distillation, whose student is taken; of torchvision;
     of timm; and of the CRD benchmark; each with or without the prefix ``module.``. Only
     ``num_batches_tracked`` may be absent from a file, and only the tables ``attn_mask`` of older
-    Swin transformers may be left over.
+    Swin transformers may be left over. A file whose name ends in ``.safetensors`` is read with the
+    package of that name.
 
     Args:
         model: Classifier of mmpretrain with the parts ``backbone`` and ``head.fc``. Left as it is
@@ -95,9 +99,11 @@ def read_checkpoint(source: str | Path, *, setting: str) -> Mapping[str, Any]:
 
     Raises:
         SettingError: If there is no such file, or it is no checkpoint, or holds more than plain
-            data.
+            data, or is a ``.safetensors`` file where that package is missing.
     """
     path = _local_file(str(source), setting)
+    if path.suffix == SAFETENSORS:
+        return _read_safetensors(path, source, setting)
     try:
         checkpoint = load_plain(path)
     except (pickle.UnpicklingError, EOFError, OSError, RuntimeError) as error:
@@ -124,6 +130,28 @@ def read_checkpoint(source: str | Path, *, setting: str) -> Mapping[str, Any]:
             f"{str(source)!r} with a {type(checkpoint).__name__}",
         )
     return checkpoint
+
+
+def _read_safetensors(path: Path, source: str | Path, setting: str) -> Weights:
+    try:
+        refused = import_module("safetensors").SafetensorError
+        load_file = import_module("safetensors.torch").load_file
+    except ImportError as error:
+        raise SettingError(
+            setting,
+            "a file of a format whose package is installed",
+            f"{str(source)!r} without safetensors",
+            "pip install safetensors gives it.",
+        ) from error
+    try:
+        weights: Weights = load_file(path)
+    except (OSError, refused) as error:
+        raise SettingError(
+            setting,
+            "a file that safetensors can read",
+            f"{str(source)!r} ({type(error).__name__}: {error})",
+        ) from error
+    return weights
 
 
 def weights_of(checkpoint: Mapping[str, Any], source: str | Path, *, setting: str) -> Weights:

@@ -13,7 +13,7 @@ from mmengine.runner import Runner
 
 from mskd_plugin.checkpoints.newest import newest_checkpoint
 from mskd_plugin.checkpoints.stated_config import stated_config
-from mskd_plugin.checkpoints.weights import differences, read_checkpoint, weights_of
+from mskd_plugin.checkpoints.weights import SAFETENSORS, differences, read_checkpoint, weights_of
 from mskd_plugin.config_parts import last_name, type_name
 from mskd_plugin.errors import SettingError
 from mskd_plugin.schedule import stated_schedulers
@@ -97,6 +97,13 @@ def check_initial_weights(runner: Runner) -> None:
     source = runner._load_from
     if runner._resume or not source or "://" in source:
         return
+    if source.endswith(SAFETENSORS):
+        raise SettingError(
+            "load_from",
+            "a file that MMEngine reads, in the format of torch.save",
+            repr(source),
+            "A teacher's weights may have this format: --teacher FILE.",
+        )
     weights = weights_of(read_checkpoint(source, setting="load_from"), source, setting="load_from")
     model = model_of(runner)
     own = model.state_dict()
