@@ -140,7 +140,10 @@ def test_images_without_labels_are_named():
         check_losses(runner, toy.build())
 
 
-def test_an_optimizer_for_each_network_is_no_reason_to_refuse(tmp_path):
+def test_an_optimizer_for_each_network_is_no_reason_to_refuse(tmp_path, monkeypatch):
     runner = build_runner(toy.runner_config(tmp_path))
     runner.optim_wrapper = OptimWrapperDict(architecture=runner.optim_wrapper)
+    told = []
+    monkeypatch.setattr(runner.logger, "info", told.append)
     PreflightHook().before_train(runner)
+    assert told[-1] == "Preflight passed: data, teacher."  # the losses were not tried

@@ -122,6 +122,22 @@ def test_preflight_finds_a_loss_that_is_not_finite(tmp_path):
     toy.fails(toy.runner_config(tmp_path, model), "distill.loss_mskd_stage3.*finite.*nan")
 
 
+@pytest.mark.parametrize(
+    "model, passed",
+    [
+        (None, "data, teacher, recorders, connectors, losses"),
+        (toy.classifier("student"), "data"),
+    ],
+    ids=["pair", "student"],
+)
+def test_preflight_tells_what_was_looked_at(tmp_path, model, passed, monkeypatch):
+    runner = build_runner(toy.runner_config(tmp_path, model))
+    told = []
+    monkeypatch.setattr(runner.logger, "info", told.append)
+    PreflightHook().before_train(runner)
+    assert told[-1] == f"Preflight passed: {passed}."
+
+
 def test_preflight_changes_nothing(tmp_path):
     results = []
     for hooks in ([dict(type="PreflightHook"), dict(type="TeacherEvaluationHook")], []):

@@ -77,6 +77,7 @@ class PreflightHook(Hook):
             SettingError: With the setting, what was expected and what was found.
         """
         model = model_of(runner)
+        passed = ["data"] if getattr(model, "teacher", None) is None else ["data", "teacher"]
         for check in CHECKS:
             check(runner, model)
         if runner.val_loop is not None:
@@ -89,6 +90,7 @@ class PreflightHook(Hook):
                 check_losses(runner, model)
                 check_recorded(runner, model)
             tell_accumulation(runner, model)
+            passed += ["recorders", "connectors", "losses"]
         with unchanged(model):  # after what names a student that cannot run at all
             check_single_images(runner, model)
-        runner.logger.info("Preflight passed: data, teacher, recorders, connectors and losses.")
+        runner.logger.info(f"Preflight passed: {', '.join(passed)}.")
