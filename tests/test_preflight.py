@@ -4,6 +4,7 @@ fail."""
 from __future__ import annotations
 
 import pickle
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,13 +13,14 @@ import torch
 import toy
 from mmengine.config import Config
 from mmengine.evaluator import BaseMetric
+from mmengine.optim import ZeroRedundancyOptimizer
 from mmengine.runner import ValLoop
 from mmpretrain.datasets import CIFAR100
 from mmpretrain.registry import DATASETS
 from mmrazor.engine.hooks import StopDistillHook
 
 from mskd_plugin.checks.data import check_data_roots
-from mskd_plugin.checks.processes import check_stop
+from mskd_plugin.checks.processes import check_saved_optimizer, check_stop
 from mskd_plugin.datasets import Digits
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import PreflightHook
@@ -189,6 +191,22 @@ def test_preflight_wants_unused_parameters_found_where_distillation_stops(tmp_pa
     runner._hooks = [hook for hook in runner.hooks if not isinstance(hook, StopDistillHook)]
     model.distiller.requires_grad_(True)
     check_stop(runner, model)
+
+
+@pytest.mark.parametrize(
+    "processes, saved, refused", [(2, True, True), (2, False, False), (1, True, False)]
+)
+def test_preflight_refuses_an_optimizer_that_one_process_cannot_save(
+    tmp_path, processes, saved, refused
+):
+    save = {"default_hooks.checkpoint.save_optimizer": saved}
+    runner = build_runner(toy.runner_config(tmp_path, **save))
+    check_saved_optimizer(runner, runner.model)
+    spread = ZeroRedundancyOptimizer.__new__(ZeroRedundancyOptimizer)  # made by several processes
+    runner.optim_wrapper.optimizer, runner._world_size = spread, processes
+    told = "`optim_wrapper.optimizer.type` .* one process can save, but got 'ZeroRedundancyOptim"
+    with pytest.raises(SettingError, match=told) if refused else nullcontext():
+        check_saved_optimizer(runner, runner.model)
 
 
 def test_preflight_refuses_records_inside_what_is_recomputed(tmp_path):

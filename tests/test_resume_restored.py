@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import toy
 from mmengine.config import Config
 
@@ -45,9 +46,27 @@ def test_changed_settings_without_effect_are_told(tmp_path):
     assert "optim_wrapper.optimizer.lr is 0.5 and was 0.05" in listed
 
 
+@pytest.mark.parametrize(
+    "left_out, lacking, restored",
+    [
+        (["save_optimizer"], "optimizer", ["param_scheduler.0.gamma"]),
+        (["save_param_scheduler"], "param_schedulers", ["optim_wrapper.optimizer.lr"]),
+        (["save_optimizer", "save_param_scheduler"], "optimizer and param_schedulers", []),
+    ],
+)
+def test_what_a_checkpoint_was_saved_without_is_told(tmp_path, left_out, lacking, restored):
+    interrupted(tmp_path, **{f"default_hooks.checkpoint.{name}": False for name in left_out})
+    changed = {"optim_wrapper.optimizer.lr": 0.5, "param_scheduler.gamma": 0.5}
+    log = resume(tmp_path, **changed)[1]
+    assert f"The checkpoint was saved without {lacking}: resuming is not exact." in log
+    told = [line.partition("Without effect: ")[2] for line in log.splitlines()]
+    assert [text.partition(" is ")[0] for text in told if text] == restored
+
+
 def test_what_takes_effect_is_not_told(tmp_path):
     interrupted(tmp_path)
-    assert "Without effect" not in resume(tmp_path)[1]
+    log = resume(tmp_path)[1]
+    assert "Without effect" not in log and "saved without" not in log
 
 
 def test_a_schedule_does_not_grow_with_the_training(tmp_path):
@@ -70,8 +89,8 @@ def test_a_schedule_of_steps_ends_with_them():
         Config(dict(train_cfg=dict(max_iters=steps), param_scheduler=dict(type="PolyLR")))
         for steps in (4, 9)
     )
-    told = _restored(now, {"meta": {"cfg": was.pretty_text}})
+    told = _restored(now, {"meta": {"cfg": was.pretty_text}, "param_schedulers": []})
     assert told == "param_scheduler.0.end is 9 and was 4"
     for cfg in (was, now):
         cfg.param_scheduler.end = 3  # of its own
-    assert _restored(now, {"meta": {"cfg": was.pretty_text}}) == ""
+    assert _restored(now, {"meta": {"cfg": was.pretty_text}, "param_schedulers": []}) == ""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from mmengine.dist import all_gather_object
+from mmengine.hooks import CheckpointHook
 from mmengine.model import BaseModel
+from mmengine.optim import ZeroRedundancyOptimizer
 from mmengine.runner import Runner
 from mmrazor.engine.hooks import StopDistillHook
 from torch.utils.data import DataLoader, IterableDataset
 
 from mskd_plugin.errors import SettingError
+from mskd_plugin.unwrapped import optim_wrappers_of
 
 
 def check_same_start(runner: Runner, model: BaseModel) -> None:
@@ -36,6 +39,26 @@ def check_stop(runner: Runner, model: BaseModel) -> None:
             "True for several processes with a StopDistillHook, after which the parameters of "
             "connectors and losses get no gradient",
             False,
+        )
+
+
+def check_saved_optimizer(runner: Runner, model: BaseModel) -> None:
+    """Check that the main process alone can save the optimizer, as MMEngine has it do.
+
+    A ``ZeroRedundancyOptimizer`` is spread over the processes, and would wait for the others.
+    """
+    sharded = any(
+        isinstance(wrapper.optimizer, ZeroRedundancyOptimizer)
+        for wrapper in optim_wrappers_of(runner)
+    )
+    saved = any(isinstance(hook, CheckpointHook) and hook.save_optimizer for hook in runner.hooks)
+    if runner.world_size > 1 and sharded and saved:
+        raise SettingError(
+            "optim_wrapper.optimizer.type",
+            "an optimizer that one process can save",
+            "'ZeroRedundancyOptimizer', whose state is spread over the processes",
+            "default_hooks.checkpoint.save_optimizer=False leaves it out of the checkpoints, which "
+            "then cannot be resumed from exactly.",
         )
 
 

@@ -32,11 +32,14 @@ class Resumed(NamedTuple):
         optimizer: What the optimizer wrapper saved.
         restored: The settings of optimizer and schedules that differ, and that the checkpoint's
             state replaces; empty where there are none.
+        lacking: The parts that the config has and the checkpoint was saved without; empty where
+            there are none.
     """
 
     changes: str
     optimizer: Mapping[str, Any]
     restored: str = ""
+    lacking: str = ""
 
 
 def check_resumed(cfg: Config) -> Resumed | None:
@@ -60,7 +63,14 @@ def check_resumed(cfg: Config) -> Resumed | None:
     _check_optimizer(cfg, checkpoint, source)
     changes = _check_method(cfg, checkpoint, source)
     _check_weights(cfg, checkpoint["state_dict"], source)
-    return Resumed(changes, checkpoint.get("optimizer") or {}, _restored(cfg, checkpoint))
+    parts = {"optimizer": "optim_wrapper", "param_schedulers": "param_scheduler"}
+    lacking = [part for part, of in parts.items() if cfg.get(of) and part not in checkpoint]
+    return Resumed(
+        changes,
+        checkpoint.get("optimizer") or {},
+        _restored(cfg, checkpoint),
+        " and ".join(lacking),
+    )
 
 
 def check_groups(wrapper: OptimWrapper | OptimWrapperDict, resumed: Resumed | None) -> None:
@@ -189,7 +199,10 @@ def _restored(cfg: Config, checkpoint: Mapping[str, Any]) -> str:
 
     pairs = list(zip(schedules_of(stated), schedules_of(cfg)))  # as MMEngine restores them
     before, now = (
-        {"optim_wrapper.optimizer": optimizer_of(of), "param_scheduler": [p[i] for p in pairs]}
+        {
+            "optim_wrapper.optimizer": optimizer_of(of) if "optimizer" in checkpoint else {},
+            "param_scheduler": [p[i] for p in pairs] if "param_schedulers" in checkpoint else [],
+        }
         for i, of in enumerate((stated, cfg))
     )
     return "; ".join(_changed(before, now).values())

@@ -12,7 +12,12 @@ from mskd_plugin.checks.batches import check_batch_size, check_single_images, te
 from mskd_plugin.checks.data import check_classes, check_images, check_memories, tell_batch_augments
 from mskd_plugin.checks.distillation import check_losses, check_recomputed, check_recorded
 from mskd_plugin.checks.networks import check_heads, check_normalized, check_teacher
-from mskd_plugin.checks.processes import check_even_batches, check_same_start, check_stop
+from mskd_plugin.checks.processes import (
+    check_even_batches,
+    check_same_start,
+    check_saved_optimizer,
+    check_stop,
+)
 from mskd_plugin.checks.schedule import check_recipes, check_schedules
 from mskd_plugin.checks.validation import check_best, check_metrics
 from mskd_plugin.hooks.loss_warmup import check_warmup_hook
@@ -22,6 +27,7 @@ from mskd_plugin.unwrapped import model_of
 #: What no network is run for, in this order.
 CHECKS = (
     check_same_start,
+    check_saved_optimizer,
     check_stop,
     check_recomputed,
     check_batch_size,
@@ -56,8 +62,8 @@ class PreflightHook(Hook):
       ``SwitchRecipeHook`` will change is there;
     - validation, tried on two of its images, measures what checkpoints and schedules depend on,
       and no schedule ends before training does;
-    - all processes begin at the same step, with gradients for all that they train, and no recorder
-      is inside a module whose forward runs without gradients;
+    - all processes begin at the same step, with gradients for all that they train and an optimizer
+      that can be saved, and no recorder is inside a module whose forward runs without gradients;
     - processes have as many batches each, and of one size where a loss gathers their images, and
       one that keeps something of each image has all of them;
     - images are mixed as the student's own config says, the learning rate is meant for the batch

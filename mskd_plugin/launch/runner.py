@@ -65,6 +65,10 @@ def build_runner(cfg: Config) -> Runner:
             "Resuming restores the checkpoint's optimizer and schedules. Without effect: "
             f"{resumed.restored}."
         )
+    if resumed and resumed.lacking:
+        runner.logger.warning(
+            f"The checkpoint was saved without {resumed.lacking}: resuming is not exact."
+        )
     check_initial_weights(runner)
     return runner
 
