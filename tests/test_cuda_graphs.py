@@ -182,7 +182,8 @@ def test_accumulated_gradients_are_refused(monkeypatch, setting):
     hook.after_train(runner)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     several = OptimWrapperDict(one=OptimWrapper(optimizer), two=runner.optim_wrapper)
-    for runner.optim_wrapper in (runner.optim_wrapper, several):
+    for wrapper in (runner.optim_wrapper, several):
+        runner.optim_wrapper = wrapper
         with pytest.raises(SettingError, match="`optim_wrapper.accumulative_counts` .* got 4"):
             hook.before_train(runner)
     runner.optim_wrapper = OptimWrapper(optimizer)
