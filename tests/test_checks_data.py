@@ -152,6 +152,11 @@ def test_images_are_looked_at_without_drawing_for_the_training():
         assert np.random.rand() == np.random.RandomState(0).rand()
 
 
+def test_preprocessors_of_other_kinds_take_other_images():
+    model = toy.build(data_preprocessor=dict(type="mmengine.ImgDataPreprocessor"))
+    check_images(SimpleNamespace(train_dataloader=DataLoader([dict(img=1)])), model)
+
+
 @pytest.mark.parametrize("content", [b"", b"no image"], ids=["empty", "text"])
 @pytest.mark.parametrize("stage", ["train", "val"])
 def test_a_first_image_that_cannot_be_read_is_named(tmp_path, stage, content):
@@ -212,6 +217,13 @@ def test_an_image_that_cannot_be_read_is_named_inside_wrappers_and_without_a_fil
 
     with pytest.raises(SettingError, match="got image 0: OSError: no message"):
         read_items(Failing([1]))
+
+    class Wordy(list):
+        def __getitem__(self, index):
+            raise ValueError("\n  truncated file\n  in the decoder\n")
+
+    with pytest.raises(SettingError, match=r"got image 0: ValueError: truncated file\.$"):
+        read_items(Wordy([1]))
     Failing.__getitems__ = Failing.__getitem__
     with pytest.raises(SettingError, match="got the first images: OSError"):
         read_items(Failing([1]))
