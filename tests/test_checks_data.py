@@ -63,6 +63,17 @@ def test_data_roots_inside_wrappers_and_elsewhere(tmp_path, loader):
     check_data_roots(Config({loader: dict(dataset=wrapped)}))
 
 
+def test_the_outer_of_two_data_roots_counts_and_a_name_is_no_data_set(tmp_path):
+    inner = dict(type="CIFAR10", data_root=str(tmp_path))
+    outer = dict(type="Own", data_root=str(tmp_path / "nowhere"), dataset=inner)
+    with pytest.raises(SettingError, match=r"data_root.*nowhere"):
+        check_data_roots(Config(dict(val_dataloader=dict(dataset=outer))))
+    outer.update(data_root=str(tmp_path), dataset="birds")
+    check_data_roots(Config(dict(val_dataloader=dict(dataset=outer))))
+    del outer["data_root"]
+    check_data_roots(Config(dict(val_dataloader=dict(dataset=outer))))
+
+
 @pytest.mark.parametrize("stage", ["val", "test"])
 def test_a_split_that_lacks_a_class_is_refused(tmp_path, stage):
     cfg = files_config(tmp_path, **{stage: ["c0", "c1", *(f"c{i}" for i in range(3, 10))]})
