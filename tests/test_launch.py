@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import init_default_scope
+from mmpretrain.datasets import RandomResizedCrop
 from mmrazor.registry import MODELS
 from tool_runs import MSKD, load
 
@@ -229,6 +230,26 @@ def test_a_refused_training_leaves_no_work_folder(tmp_path):
     with pytest.raises(ZeroDivisionError), launch.work_dir_held(cfg):
         1 / 0  # noqa: B018
     assert not list(tmp_path.iterdir())
+
+
+# --- the images' size ----------------------------------------------------------------------------
+
+CROP, RESIZED = dict(type="mmpretrain.RandomCrop", crop_size=28), dict(type=RandomResizedCrop)
+
+
+@pytest.mark.parametrize(
+    "dataset, side",
+    [
+        (dict(pipeline=[dict(RESIZED, scale=(224, 224)), dict(type="PackInputs")]), 224),
+        (dict(pipeline=[dict(RESIZED, scale=64), CROP]), 28),  # the images are the last one's
+        (dict(type="RepeatDataset", dataset=dict(pipeline=[CROP])), 28),
+        (dict(type="InMemoryImages", crop_size=24, dataset=dict(pipeline=[])), 24),
+        (dict(type="InMemoryImages", dataset=dict(pipeline=[dict(type="Resize", scale=9)])), None),
+        (None, None),
+    ],
+)
+def test_the_side_of_the_crops(dataset, side):
+    assert launch.image_side(dict(dataset=dataset)) == side
 
 
 # --- the runner ----------------------------------------------------------------------------------
