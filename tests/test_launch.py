@@ -302,12 +302,14 @@ def test_data_that_do_not_fit_their_type_are_named(tmp_path, stage):
         launch.build_runner(cfg)
 
 
-def test_data_that_cannot_be_fetched_are_named(tmp_path, monkeypatch):
-    load_data_list = Digits.load_data_list
+@pytest.mark.parametrize("error", [RuntimeError, FileNotFoundError])  # torchvision's, a folder's
+def test_data_that_cannot_be_fetched_are_named(tmp_path, monkeypatch, error):
+    load_data_list, fetched = Digits.load_data_list, []
 
     def fetch(self):
+        fetched.append(self.split)
         if self.split == "test":
-            raise RuntimeError("Dataset not found or corrupted")  # as torchvision's
+            raise error("Dataset not found or corrupted")
         return load_data_list(self)
 
     monkeypatch.setattr(Digits, "load_data_list", fetch)
@@ -317,7 +319,9 @@ def test_data_that_cannot_be_fetched_are_named(tmp_path, monkeypatch):
         with pytest.raises(SettingError, match=r"`val_dataloader\.dataset` .*: Dataset not found"):
             build(cfg)
     cfg.val_dataloader = None
+    fetched.clear()
     launch.build_datasets(cfg)
+    assert fetched == ["train"]
 
 
 def test_a_hook_may_be_switched_off(tmp_path):

@@ -251,6 +251,13 @@ def test_a_method_for_the_config_of_a_pair():
         load("--method", "kd", config=MSKD)
 
 
+def test_a_method_in_two_phases_brings_the_epochs_of_its_first():
+    pair = PAIRS / "resnet20_resnet8_digits.py"
+    one, two = (load("--method", method, config=pair) for method in ("kd", "fsp"))
+    assert two.train_cfg.max_epochs == one.train_cfg.max_epochs + two.model.init_epochs
+    assert two.model.init_epochs > 0 and two.find_unused_parameters is True
+
+
 def test_a_teacher_alone_takes_its_own_learning_rate():
     pair = PAIRS / "resnet32x4_shufflev1_cifar100.py"
     for method, rate in (("teacher", 0.05), ("student", 0.01), ("mskd", 0.01)):
