@@ -322,6 +322,9 @@ def test_data_that_cannot_be_fetched_are_named(tmp_path, monkeypatch, error):
     fetched.clear()
     launch.build_datasets(cfg)
     assert fetched == ["train"]
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / "nowhere")
+    with pytest.raises(SettingError, match=r"`train_dataloader\.dataset\.data_root` .*nowhere"):
+        launch.build_datasets(cfg)
 
 
 def test_a_hook_may_be_switched_off(tmp_path):
