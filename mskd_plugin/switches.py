@@ -251,8 +251,8 @@ def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:
     dataset = inner_dataset(dataset)
     if "pipeline" not in dataset:  # several data sets, whose random ones InMemoryImages refuses
         return {}
-    pipeline, settings = list(dataset.get("pipeline", [])), {}
-    packing = pipeline.pop() if pipeline else {}
+    stated = list(dataset.pipeline)
+    pipeline, packing, settings = stated[:-1], stated[-1:], {}
     expected = {"RandomCrop", "RandomFlip"}
     while pipeline and (kind := type_name(pipeline[-1])) in expected:
         expected.remove(kind)  # a second one stays, and InMemoryImages refuses it
@@ -272,5 +272,5 @@ def _take_crop_and_flip(dataset: ConfigDict) -> dict[str, Any]:
                 "and no direction but horizontal, to be held in memory",
                 dict(transform),
             )
-    dataset.pipeline = [*pipeline, packing]
+    dataset.pipeline = [*pipeline, *packing]
     return settings

@@ -9,7 +9,7 @@ import torch
 import toy
 from mmengine.config import Config
 from mmengine.dataset import DefaultSampler
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, DistributedSampler
 
 from mskd_plugin.checks.batches import check_batch_size, check_batches, tell_accumulation
 from mskd_plugin.checks.processes import images_per_process
@@ -103,6 +103,16 @@ def test_the_images_of_each_process_are_counted(monkeypatch, count, round_up, co
         loader = DataLoader(range(count), batch_size=8, sampler=sampler)
         assert images_per_process(loader, 2) == counts
     assert found == counts
+
+
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_torchs_own_sampler_gives_all_processes_as_many_images(drop_last):
+    found = set()
+    for rank in range(2):
+        sampler = DistributedSampler(range(25), 2, rank, drop_last=drop_last)
+        found.add(len([*sampler]))
+        assert images_per_process(DataLoader(range(25), sampler=sampler), 2) == found
+    assert found == {12 if drop_last else 13}
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 import torch
 import toy
 from mmengine.config import Config
-from mmengine.dataset import ConcatDataset
+from mmengine.dataset import ConcatDataset, default_collate
 from mmpretrain.datasets import CustomDataset
 from mmpretrain.registry import DATASETS
 from tool_runs import TEACHER, call
@@ -20,6 +20,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from mskd_plugin.checks.data import (
     check_classes,
     check_data_roots,
+    check_images,
+    check_memories,
     first_images,
     read_items,
     tell_batch_augments,
@@ -51,13 +53,25 @@ def files_config(tmp_path, **classes):
     return cfg
 
 
-def test_data_roots_inside_wrappers_and_elsewhere(tmp_path):
+@pytest.mark.parametrize("loader", [f"{s}_dataloader" for s in ("train", "val", "test")])
+def test_data_roots_inside_wrappers_and_elsewhere(tmp_path, loader):
     inner = dict(type="CIFAR10", data_root=str(tmp_path / "nowhere"))
     wrapped = dict(type="RepeatDataset", times=2, dataset=dict(type="KFoldDataset", dataset=inner))
-    with pytest.raises(SettingError, match="val_dataloader.dataset.data_root.*nowhere"):
-        check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
+    with pytest.raises(SettingError, match=f"{loader}.dataset.data_root.*nowhere"):
+        check_data_roots(Config({loader: dict(dataset=wrapped)}))
     inner["data_root"] = "s3://bucket/images"  # not on this machine
-    check_data_roots(Config(dict(val_dataloader=dict(dataset=wrapped))))
+    check_data_roots(Config({loader: dict(dataset=wrapped)}))
+
+
+def test_the_outer_of_two_data_roots_counts_and_a_name_is_no_data_set(tmp_path):
+    inner = dict(type="CIFAR10", data_root=str(tmp_path))
+    outer = dict(type="Own", data_root=str(tmp_path / "nowhere"), dataset=inner)
+    with pytest.raises(SettingError, match=r"data_root.*nowhere"):
+        check_data_roots(Config(dict(val_dataloader=dict(dataset=outer))))
+    outer.update(data_root=str(tmp_path), dataset="birds")
+    check_data_roots(Config(dict(val_dataloader=dict(dataset=outer))))
+    del outer["data_root"]
+    check_data_roots(Config(dict(val_dataloader=dict(dataset=outer))))
 
 
 @pytest.mark.parametrize("stage", ["val", "test"])
@@ -129,6 +143,31 @@ def test_images_are_read_as_torch_would():
     assert first_images(DataLoader(Batches([7, 8, 9]))).tolist() == [0, 10]
 
 
+def test_what_a_data_set_refuses_is_told_in_its_own_words():
+    class Refusing(list):
+        def __getitem__(self, index):
+            raise SettingError("crop_size", "no larger than the images", 64)
+
+    with pytest.raises(SettingError, match="^Expected `crop_size` to be no larger .* got 64.$"):
+        read_items(Refusing([1]))
+
+
+def test_images_are_looked_at_without_drawing_for_the_training():
+    pipeline = [dict(type="RandomFlip", prob=0.5), dict(type="PackInputs")]
+    loader = DataLoader(Digits(pipeline=pipeline), batch_size=2, collate_fn=default_collate)
+    for one_hot in (False, True):
+        preprocessor = dict(toy.PREPROCESSOR, num_classes=toy.CLASSES, to_onehot=one_hot)
+        model = toy.build(data_preprocessor=preprocessor)
+        np.random.seed(0)
+        check_images(SimpleNamespace(train_dataloader=loader), model)
+        assert np.random.rand() == np.random.RandomState(0).rand()
+
+
+def test_preprocessors_of_other_kinds_take_other_images():
+    model = toy.build(data_preprocessor=dict(type="mmengine.ImgDataPreprocessor"))
+    check_images(SimpleNamespace(train_dataloader=DataLoader([dict(img=1)])), model)
+
+
 @pytest.mark.parametrize("content", [b"", b"no image"], ids=["empty", "text"])
 @pytest.mark.parametrize("stage", ["train", "val"])
 def test_a_first_image_that_cannot_be_read_is_named(tmp_path, stage, content):
@@ -169,7 +208,10 @@ def test_images_may_come_as_a_stream(tmp_path):
 
     assert read_items(Endless()) == [0, 1]
     loader = DataLoader(Endless(), batch_size=2)
-    check_even_batches(SimpleNamespace(world_size=2, train_dataloader=loader), toy.build())
+    runner = SimpleNamespace(world_size=2, train_dataloader=loader)
+    check_even_batches(runner, toy.build())
+    remembering = dict(loss_crd=SimpleNamespace(num_images=24))
+    check_memories(runner, SimpleNamespace(distiller=SimpleNamespace(distill_losses=remembering)))
 
 
 def test_an_image_that_cannot_be_read_is_named_inside_wrappers_and_without_a_file(tmp_path):
@@ -186,6 +228,13 @@ def test_an_image_that_cannot_be_read_is_named_inside_wrappers_and_without_a_fil
 
     with pytest.raises(SettingError, match="got image 0: OSError: no message"):
         read_items(Failing([1]))
+
+    class Wordy(list):
+        def __getitem__(self, index):
+            raise ValueError("\n  truncated file\n  in the decoder\n")
+
+    with pytest.raises(SettingError, match=r"got image 0: ValueError: truncated file\.$"):
+        read_items(Wordy([1]))
     Failing.__getitems__ = Failing.__getitem__
     with pytest.raises(SettingError, match="got the first images: OSError"):
         read_items(Failing([1]))

@@ -5,10 +5,12 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import pytest
+import torch
 import toy
 from mmengine.registry import DefaultScope
+from mmpretrain.engine import SwitchRecipeHook
 
-from mskd_plugin.checks.schedule import check_schedules
+from mskd_plugin.checks.schedule import check_recipes, check_schedules
 from mskd_plugin.errors import SettingError
 from mskd_plugin.launch import build_runner
 from mskd_plugin.switches import use_in_memory
@@ -37,6 +39,17 @@ def test_recipes_that_could_not_be_switched_to(tmp_path):
             runner = build_runner(cfg)
             runner.train()
             assert runner.epoch == 2
+
+
+def test_a_loss_of_the_model_itself_is_switched():
+    hook = SwitchRecipeHook([dict(action_epoch=2, loss=torch.nn.CrossEntropyLoss())])
+    runner = SimpleNamespace(hooks=[hook], train_dataloader=SimpleNamespace(dataset=None))
+    model = SimpleNamespace(loss_module=torch.nn.MSELoss())
+    check_recipes(runner, model)
+    hook._switch_loss(SimpleNamespace(model=model), hook.schedule[2]["loss"])  # mmpretrain's
+    assert model.loss_module is hook.schedule[2]["loss"]
+    with pytest.raises(SettingError, match="`SwitchRecipeHook.schedule`.*`loss`"):
+        check_recipes(runner, SimpleNamespace(head=None))
 
 
 @pytest.mark.parametrize(

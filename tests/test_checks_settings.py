@@ -13,9 +13,10 @@ from mmengine.optim import OptimWrapper
 from mmengine.registry import DefaultScope
 from mmengine.runner import Runner
 from mmengine.runner._flexible_runner import FlexibleRunner
+from mmrazor.models.algorithms import BaseAlgorithm
 
 from mskd_plugin import launch
-from mskd_plugin.checks.settings import COUNTS, MAX_SEED, check_settings
+from mskd_plugin.checks.settings import MAX_SEED, check_settings
 from mskd_plugin.errors import SettingError
 
 
@@ -135,6 +136,14 @@ def test_mmrazors_own_algorithm_reads_addresses_that_ours_does_not(tmp_path):
         check_settings(cfg)
 
 
+def test_an_algorithm_of_ones_own_reads_its_teachers_itself(tmp_path):
+    class TwoTeachers(BaseAlgorithm):
+        pass
+
+    model = toy.algorithm(TwoTeachers, teacher_ckpt=["one.pth", "two.pth"])
+    check_settings(toy.runner_config(tmp_path, model))
+
+
 @pytest.mark.parametrize("kind", ["FrozenTeacherDistill", "SingleTeacherDistill"])
 @pytest.mark.parametrize(
     "key, value, told",
@@ -188,7 +197,17 @@ def test_a_preprocessor_without_a_type(tmp_path, kind):
     check_settings(cfg)
 
 
-@pytest.mark.parametrize("setting, least", COUNTS.items())
+@pytest.mark.parametrize(
+    "setting, least",
+    [
+        *((f"train_cfg.{name}", 1) for name in ("max_epochs", "max_iters", "val_interval")),
+        *[("optim_wrapper.accumulative_counts", 1), ("randomness.seed", 0)],
+        *[("default_hooks.logger.interval", 1), ("default_hooks.checkpoint.interval", -1)],
+        ("default_hooks.checkpoint.max_keep_ckpts", -1),
+        *((f"{stage}_dataloader.batch_size", 1) for stage in ("train", "val", "test")),
+        *((f"{stage}_dataloader.num_workers", 0) for stage in ("train", "val", "test")),
+    ],
+)
 def test_counts(tmp_path, setting, least):
     part, *_ = setting.split(".")
     for value in (least - 1, "many", 1.5, True):
@@ -198,6 +217,7 @@ def test_counts(tmp_path, setting, least):
         with pytest.raises(SettingError, match=expected):
             launch.build_runner(cfg)
     assert not (tmp_path / "run").exists()
+    check_settings(toy.runner_config(tmp_path, **{setting: least}))
     cfg[part] = None  # nothing is asked of a part that is not there
     check_settings(cfg)
 

@@ -9,7 +9,7 @@ import needs
 import pytest
 import torch
 import toy
-from mmengine.optim import OptimWrapper
+from mmengine.optim import OptimWrapper, OptimWrapperDict
 from torch._dynamo.backends.common import aot_autograd
 from torch._functorch.aot_autograd import make_boxed_func
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -181,8 +181,11 @@ def test_accumulated_gradients_are_refused(monkeypatch, setting):
     hook.before_train(runner)  # a CPU has no such graphs
     hook.after_train(runner)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(SettingError, match="`optim_wrapper.accumulative_counts` to be 1 .* got 4"):
-        hook.before_train(runner)
+    several = OptimWrapperDict(one=OptimWrapper(optimizer), two=runner.optim_wrapper)
+    for wrapper in (runner.optim_wrapper, several):
+        runner.optim_wrapper = wrapper
+        with pytest.raises(SettingError, match="`optim_wrapper.accumulative_counts` .* got 4"):
+            hook.before_train(runner)
     runner.optim_wrapper = OptimWrapper(optimizer)
     hook.before_train(runner)
 

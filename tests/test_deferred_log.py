@@ -143,6 +143,8 @@ def test_what_mmengine_refuses_is_refused_at_once():
     with pytest.raises(AssertionError):
         hub.update_scalar("train/loss", torch.zeros(2))
     with pytest.raises(AssertionError):
+        hub.update_scalar("train/loss", np.zeros(2))
+    with pytest.raises(AssertionError):
         hub.update_scalar("train/loss", 1.0, resumed=False)
     with pytest.raises((AssertionError, TypeError)):  # its message fails for some kinds
         hub.update_scalar("train/loss", 1.0, count=1.5)
@@ -165,9 +167,9 @@ def test_a_history_of_whole_numbers_takes_fractions():
 def test_what_waits_for_a_key_that_is_gone_is_dropped():
     _, hub = hubs()
     held = hub.log_scalars
-    for key in ("train/loss", "train/time"):
+    for key, value in (("train/loss", 2.0), ("train/time", 1.0)):
         hub.update_scalar(key, 0.0)
-        hub.update_scalar(key, torch.tensor(1.0))
+        hub.update_scalar(key, torch.tensor(value))
     held.pop("train/loss")
     assert list(hub.log_scalars) == ["train/time"]
     assert hub.get_scalar("train/time").data[0].tolist() == [0, 1]
@@ -184,9 +186,9 @@ def test_a_key_that_is_taken_out_takes_what_waits_with_it():
 
 def test_a_released_hub_is_a_plain_one():
     _, hub = hubs()
-    DeferringMessageHub.adopt(hub)  # a second time: nothing
     hub.update_scalar("train/loss", 0.0)
     hub.update_scalar("train/loss", torch.tensor(1.0))
+    DeferringMessageHub.adopt(hub)  # a second time: nothing
     hub.release()
     assert type(hub) is MessageHub
     assert hub.get_scalar("train/loss").data[0].tolist() == [0, 1]
@@ -238,11 +240,12 @@ def logged(folder, kind):
         [item for item in json.loads(line).items() if item[0] not in timing]
         for line in file.read_text().splitlines()
     ]
-    saved = torch.load(folder / "iter_5.pth")["message_hub"]["log_scalars"]
-    saved = {k: v.data[0].tolist() for k, v in saved.items() if "time" not in k}
+    hub = torch.load(folder / "iter_5.pth")["message_hub"]
+    saved = {k: v.data[0].tolist() for k, v in hub["log_scalars"].items() if "time" not in k}
+    infos = [{*hub["runtime_info"]}, {*runner.message_hub.runtime_info}]
     text = next(folder.rglob("*.log")).read_text()
     lines = [re.sub(r"eta: \S+|\w*time: \S+", "", x) for x in re.findall(r"Epoch\(train.*", text)]
-    return log, saved, lines, seen.kind, type(runner.message_hub)
+    return log, saved, lines, infos, seen.kind, type(runner.message_hub)
 
 
 def test_the_log_and_the_checkpoint_of_a_run_are_the_same(tmp_path):
@@ -250,8 +253,9 @@ def test_the_log_and_the_checkpoint_of_a_run_are_the_same(tmp_path):
     assert kind is MessageHub
     *found, kind, afterwards = logged(tmp_path / "deferred", "DeferredRuntimeInfoHook")
     assert kind is DeferringMessageHub and afterwards is MessageHub
-    log, saved, lines = expected
+    log, saved, lines, infos = expected
     assert found == expected
+    assert infos[0] > {"loop_stage", "max_epochs"} and "loop_stage" not in infos[1]
     assert len(lines) == 3 and "grad_norm" in lines[0] and "loss_max" in lines[0]
     assert len(saved["train/loss"]) == 5 and len(saved["train/grad_norm"]) == 5
     assert any(key == "accuracy/top1" for line in log for key, _ in line)

@@ -44,12 +44,22 @@ def test_one_step_is_taken_and_nothing_is_left(tmp_path, steps, monkeypatch, cap
     assert "Dry run: the training can begin" in capsys.readouterr().out
 
 
-def test_several_in_one_second(tmp_path, steps, monkeypatch):
+def test_several_in_one_second(tmp_path, steps, monkeypatch, capsys):
     stopped = SimpleNamespace(**{**vars(time), "time": lambda: 1.7e9})
     monkeypatch.setattr("mmengine.runner.runner.time", stopped)
     for _ in range(2):
         dry_run(toy.runner_config(tmp_path, experiment_name="one"))
     assert len(steps) == 2
+    assert "Teacher on the validation data" not in capsys.readouterr().out
+
+
+def test_nothing_is_left_elsewhere(tmp_path, steps):
+    out = tmp_path / "elsewhere"
+    cfg = toy.runner_config(tmp_path / "run")
+    cfg.visualizer.vis_backends = [dict(type="LocalVisBackend", save_dir=str(out / "log"))]
+    cfg.default_hooks.checkpoint.update(by_epoch=False, interval=1, out_dir=str(out))
+    dry_run(cfg)
+    assert len(steps) == 1 and not out.exists()
 
 
 def test_what_training_would_refuse_is_refused(tmp_path, steps):
@@ -67,6 +77,7 @@ def test_a_work_folder_that_is_none_is_refused(tmp_path, steps):
 
 def test_a_training_that_would_be_resumed_stays_as_it_is(tmp_path, monkeypatch):
     folder, resume = tmp_path / "run", ("--dry-run", "--resume", "--work-dir")
+    file = folder / "epoch_1.pth"
     call("train", TEACHER, "--work-dir", folder, epochs=1)
     before = contents(folder)
     wait_for_the_next_second()
@@ -74,9 +85,11 @@ def test_a_training_that_would_be_resumed_stays_as_it_is(tmp_path, monkeypatch):
         call("train", TEACHER, "--dry-run", "--work-dir", folder)
     seen = []
     monkeypatch.setattr(_StopHook, "before_train_iter", note(seen), raising=False)
+    monkeypatch.setattr(ValLoop, "run", None)  # not the validation that this checkpoint is before
     call("train", TEACHER, *resume, folder)
     call("train", TEACHER, *resume, tmp_path / "new")  # nothing to resume from yet
-    assert seen == [2, 0]  # steps that were behind them
+    call("train", TEACHER, "--dry-run", "--resume", file, "--work-dir", tmp_path / "new")
+    assert seen == [2, 0, 2]  # steps that were behind them
     assert contents(folder) == before and list(tmp_path.iterdir()) == [folder]
 
 

@@ -14,12 +14,14 @@ import toy
 from mmengine.config import Config, ConfigDict
 from mmengine.dataset import default_collate
 from mmengine.optim import OptimWrapper
-from mmengine.registry import DATASETS, MODELS, init_default_scope
+from mmengine.registry import DATASETS, MODELS, DefaultScope, init_default_scope
 from mmpretrain.models import ClsDataPreprocessor
+from mmpretrain.registry import OPTIMIZERS
 from mmrazor.models.algorithms import SingleTeacherDistill
 
 from mskd_plugin import launch, switches
 from mskd_plugin.algorithms import FrozenTeacherDistill
+from mskd_plugin.checks.settings import check_settings
 from mskd_plugin.errors import SettingError
 from mskd_plugin.launch import build_runner, use_method
 from mskd_plugin.optim import BFloat16OptimWrapper
@@ -141,6 +143,16 @@ def test_fast_as_a_second_base_is_the_same_and_options_come_later(tmp_path):
     assert cfg.to_dict() == expected.to_dict()
 
 
+def test_fast_without_mixed_precision(tmp_path):
+    base, own = CONFIGS / "mskd_r34_r18_imagenet.py", tmp_path / "own.py"
+    bases = [str(base), str(CONFIGS / "_base_" / "fast.py")]
+    own.write_text(f"_base_ = {bases}\nfast = dict(optim_wrapper=dict(type=None))\n")
+    found, expected = load(own, fast=False), load(base)
+    assert found.optim_wrapper.type == load(base, fast=False).optim_wrapper.type == "OptimWrapper"
+    expected.optim_wrapper.type = "OptimWrapper"
+    assert found.optim_wrapper == expected.optim_wrapper  # fused all the same
+
+
 def test_fast_without_the_configs_beside_the_package(tmp_path, monkeypatch):
     monkeypatch.setattr(switches, "FAST", tmp_path / "fast.py")  # as pip install . leaves it
     with pytest.raises(SettingError, match=r"`--fast` .* \(pip install -e \.\), but got "):
@@ -242,6 +254,25 @@ def test_fused_by_hand_is_refused_where_it_cannot_be(monkeypatch, tmp_path):
     cfg = toy.runner_config(tmp_path, **{"optim_wrapper.optimizer.fused": True})
     with pytest.raises(SettingError, match="optimizer.fused.*no fused SGD on c"):
         build_runner(cfg)
+
+
+@needs.torch_2_4
+def test_fused_kernels_of_the_configs_package(monkeypatch):
+    class OwnSGD(torch.optim.SGD):
+        pass
+
+    OPTIMIZERS.register_module(module=OwnSGD, force=True)
+    DefaultScope._instance_dict.clear()  # as a tool's process begins
+    monkeypatch.setattr(switches, "get_device", lambda: "cpu")
+    for optimizer in (dict(type="OwnSGD"), dict(type="SGD", _scope_="mmpretrain")):
+        cfg = load(CONFIGS / "kd_r34_r18_imagenet.py", fast=False)
+        cfg.optim_wrapper.optimizer = dict(optimizer, lr=0.1)
+        use_fast(cfg, switches.fast_settings())
+        assert cfg.optim_wrapper.optimizer.fused
+        check_settings(cfg)
+    cfg.optim_wrapper.optimizer = dict(type="SDG", lr=0.1)  # there is none, as is told later
+    use_fast(cfg, switches.fast_settings())
+    assert "fused" not in cfg.optim_wrapper.optimizer
 
 
 @needs.torch_2_9

@@ -279,10 +279,10 @@ def test_resuming_with_another_teacher_is_refused(tmp_path):
 
 def test_a_teacher_that_trains_has_no_digest():
     hook, checkpoint = TeacherIdentityHook(), dict(meta={})
-    hook.before_save_checkpoint(
-        SimpleNamespace(model=toy.build(teacher_trainable=True)), checkpoint
-    )
+    runner = SimpleNamespace(model=toy.build(teacher_trainable=True), _resume=True)
+    hook.before_save_checkpoint(runner, checkpoint)
     assert checkpoint["meta"] == {}
+    hook.after_load_checkpoint(runner, dict(meta=dict(teacher_sha256="0" * 64)))  # once frozen
 
 
 def test_digest_depends_on_values_and_names():

@@ -214,6 +214,7 @@ def test_what_the_switch_takes_out_of_a_pipeline():
     for pipeline, left, settings in (
         ([flip], [], dict(flip_prob=0.3)),  # horizontal is mmpretrain's default, too
         ([crop, flip], [], dict(crop_size=32, padding=0, flip_prob=0.3)),
+        ([dict(crop, padding=None)], [], dict(crop_size=32, padding=0)),  # mmpretrain's default
         ([crop, crop], [crop], dict(crop_size=32, padding=0)),  # which the data set refuses
         ([flip, dict(type="Resize", scale=32)], [flip, dict(type="Resize", scale=32)], {}),
     ):
@@ -227,6 +228,30 @@ def test_what_the_switch_takes_out_of_a_pipeline():
         assert found.pop("dataset")["times"] == 2
         assert found == dict(type="InMemoryImages", **settings)
         assert cfg.custom_hooks == [dict(type="EMAHook"), dict(type="EpochSeedHook")]
+
+
+def test_a_pipeline_without_transforms_stays_as_it_is():
+    cfg = read(CIFAR)
+    cfg.train_dataloader.dataset.pipeline = []
+    use_in_memory(cfg)
+    dataset = cfg.train_dataloader.dataset
+    assert dataset.keys() == {"type", "dataset"} and dataset.dataset.pipeline == []
+
+
+def test_a_hook_that_is_none_is_told_by_the_runner(tmp_path):
+    cfg = toy.runner_config(tmp_path, custom_hooks=["EMAHook"])
+    use_in_memory(cfg)
+    with pytest.raises(SettingError, match="`the config` .* but got TypeError: .*EMAHook"):
+        build_runner(cfg)
+
+
+@pytest.mark.parametrize("stage", ["val", "test"])
+def test_a_config_without_a_stage_has_none_in_memory(stage):
+    cfg = read(CIFAR)
+    cfg[f"{stage}_dataloader"] = None
+    use_in_memory(cfg)
+    assert cfg[f"{stage}_dataloader"] is None
+    assert cfg.train_dataloader.dataset.type == "InMemoryImages"
 
 
 def test_types_may_be_classes():

@@ -14,6 +14,7 @@ from mmengine.config import Config
 from mmengine.hooks import Hook
 from mmengine.model import ImgDataPreprocessor
 from mmengine.registry import init_default_scope
+from mmpretrain.datasets import RandomResizedCrop
 from mmrazor.registry import MODELS
 from tool_runs import MSKD, load
 
@@ -231,6 +232,26 @@ def test_a_refused_training_leaves_no_work_folder(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+# --- the images' size ----------------------------------------------------------------------------
+
+CROP, RESIZED = dict(type="mmpretrain.RandomCrop", crop_size=28), dict(type=RandomResizedCrop)
+
+
+@pytest.mark.parametrize(
+    "dataset, side",
+    [
+        (dict(pipeline=[dict(RESIZED, scale=(224, 224)), dict(type="PackInputs")]), 224),
+        (dict(pipeline=[dict(RESIZED, scale=64), CROP]), 28),  # the images are the last one's
+        (dict(type="RepeatDataset", dataset=dict(pipeline=[CROP])), 28),
+        (dict(type="InMemoryImages", crop_size=24, dataset=dict(pipeline=[])), 24),
+        (dict(type="InMemoryImages", dataset=dict(pipeline=[dict(type="Resize", scale=9)])), None),
+        (None, None),
+    ],
+)
+def test_the_side_of_the_crops(dataset, side):
+    assert launch.image_side(dict(dataset=dataset)) == side
+
+
 # --- the runner ----------------------------------------------------------------------------------
 
 
@@ -281,12 +302,14 @@ def test_data_that_do_not_fit_their_type_are_named(tmp_path, stage):
         launch.build_runner(cfg)
 
 
-def test_data_that_cannot_be_fetched_are_named(tmp_path, monkeypatch):
-    load_data_list = Digits.load_data_list
+@pytest.mark.parametrize("error", [RuntimeError, FileNotFoundError])  # torchvision's, a folder's
+def test_data_that_cannot_be_fetched_are_named(tmp_path, monkeypatch, error):
+    load_data_list, fetched = Digits.load_data_list, []
 
     def fetch(self):
+        fetched.append(self.split)
         if self.split == "test":
-            raise RuntimeError("Dataset not found or corrupted")  # as torchvision's
+            raise error("Dataset not found or corrupted")
         return load_data_list(self)
 
     monkeypatch.setattr(Digits, "load_data_list", fetch)
@@ -296,7 +319,12 @@ def test_data_that_cannot_be_fetched_are_named(tmp_path, monkeypatch):
         with pytest.raises(SettingError, match=r"`val_dataloader\.dataset` .*: Dataset not found"):
             build(cfg)
     cfg.val_dataloader = None
+    fetched.clear()
     launch.build_datasets(cfg)
+    assert fetched == ["train"]
+    cfg.train_dataloader.dataset.data_root = str(tmp_path / "nowhere")
+    with pytest.raises(SettingError, match=r"`train_dataloader\.dataset\.data_root` .*nowhere"):
+        launch.build_datasets(cfg)
 
 
 def test_a_hook_may_be_switched_off(tmp_path):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import pytest
 import toy
 from mmengine.config import Config
+from mmengine.runner import Runner
 from tool_runs import MSKD, load, parse
 
 from mskd_plugin import launch
@@ -47,6 +49,14 @@ def test_a_config_that_cannot_be_read_is_named_with_the_cause(tmp_path, name, te
     message = str(refused.value)
     assert message.startswith("Expected `config` to be a config that can be read, but got '/")
     assert re.search(rf"/{name}' \(.*{told}", message) and "\n" not in message
+
+
+def test_a_config_whose_import_fails_is_named_with_its_own_line(tmp_path, monkeypatch):
+    (tmp_path / "half_written.py").write_text("a = 1\nb = a.c\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "own.py").write_text("_base_ = []\n\nimport half_written\n")
+    with pytest.raises(SettingError, match=r"/own\.py, line 3: AttributeError: 'int' object"):
+        load(config=tmp_path / "own.py")
 
 
 def test_a_recipe_in_a_config_speaks_for_itself(tmp_path):
@@ -117,6 +127,14 @@ def test_options_that_do_not_fit_are_refused(option, message):
         load("--cfg-options", option)
 
 
+def test_whatever_mmengines_runner_reads_is_an_option():
+    """Some settings are none of its parameters."""
+    keys = {*re.findall(r"self\.cfg\.get\(\s*'(\w+)'", inspect.getsource(Runner))}
+    assert {"compile", "sync_bn"} < keys
+    for key in keys:
+        assert load("--cfg-options", f"{key}=True")[key] is True
+
+
 @pytest.mark.parametrize("option", ["log_level", "=3", "custom_hooks=[1", "env_cfg.x=(1,2"])
 def test_options_that_are_no_pairs_are_refused(option, capsys):
     with pytest.raises(SystemExit) as stopped:
@@ -178,7 +196,7 @@ def test_a_model_of_the_file_that_is_no_dict(tmp_path, beside):
         load(config=tmp_path / "own.py")
 
 
-def test_what_the_model_is_made_from_is_set_before():
+def test_what_the_model_is_made_from_is_set_before(tmp_path):
     pair = PAIRS / "resnet20_resnet8_digits.py"
     options = ["pair.teacher=resnet56", "num_train_images=7", "pair.settings.crd.temperature=0.5"]
     cfg = load("--method", "crd", "--cfg-options", *options, config=pair)
@@ -187,6 +205,9 @@ def test_what_the_model_is_made_from_is_set_before():
     assert (loss.num_images, loss.temperature) == (7, 0.5)
     with pytest.raises(SettingError, match="already made from, but got pair.teacher, num_train"):
         load("--cfg-options", *options[:2], "train_cfg.max_epochs=3")
+    (tmp_path / "own.py").write_text("model = dict()\nnum_train_images = 8\n")
+    with pytest.raises(SettingError, match="already made from, but got num_train_images"):
+        load("--cfg-options", "num_train_images=7", config=tmp_path / "own.py")
     with pytest.raises(SettingError, match="`--cfg-options` .* but got 'num_train_image'"):
         load("--method", "crd", "--cfg-options", "num_train_image=7", config=pair)
 
@@ -228,6 +249,13 @@ def test_a_method_for_the_config_of_a_pair():
         SettingError, match=r"`--method` .*pairs/\*\.py, but got 'kd' with a config"
     ):
         load("--method", "kd", config=MSKD)
+
+
+def test_a_method_in_two_phases_brings_the_epochs_of_its_first():
+    pair = PAIRS / "resnet20_resnet8_digits.py"
+    one, two = (load("--method", method, config=pair) for method in ("kd", "fsp"))
+    assert two.train_cfg.max_epochs == one.train_cfg.max_epochs + two.model.init_epochs
+    assert two.model.init_epochs > 0 and two.find_unused_parameters is True
 
 
 def test_a_teacher_alone_takes_its_own_learning_rate():

@@ -84,6 +84,14 @@ def test_schedules_that_are_new_take_effect(tmp_path):
     assert "Without effect" not in log and len(runner.param_schedulers) == 1
 
 
+def test_kernels_follow_the_config():
+    was, now = (
+        Config(dict(optim_wrapper=dict(optimizer=dict(type="SGD", lr=0.1, **kernels))))
+        for kernels in (dict(foreach=True), dict(fused=True))
+    )
+    assert _restored(now, {"meta": {"cfg": was.pretty_text}}) == ""
+
+
 def test_a_schedule_of_steps_ends_with_them():
     was, now = (
         Config(dict(train_cfg=dict(max_iters=steps), param_scheduler=dict(type="PolyLR")))

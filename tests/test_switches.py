@@ -100,6 +100,9 @@ def test_float16_with_loss_scaling_on_gpus_without_bfloat16(monkeypatch, capabil
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
     monkeypatch.setattr(torch.version, "hip", hip)
+    scaled = load("--cfg-options", "optim_wrapper.loss_scale=512")
+    use_mixed_precision(scaled)
+    assert scaled.optim_wrapper.loss_scale == 512  # stays as it is stated
     cfg = load("--cfg-options", "optim_wrapper.clip_grad.max_norm=5")
     use_mixed_precision(cfg)
     assert cfg.optim_wrapper.type == f"{kind}OptimWrapper"

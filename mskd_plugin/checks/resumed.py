@@ -189,8 +189,7 @@ def _restored(cfg: Config, checkpoint: Mapping[str, Any]) -> str:
     def schedules_of(of: Mapping[str, Any]) -> list[Any]:
         loop = of.get("train_cfg") or {}
         end = loop.get("max_epochs", loop.get("max_iters"))  # where MMEngine lets them end
-        listed = stated_schedulers(of)
-        return [{"end": end, **one} if isinstance(one, dict) else one for one in listed]
+        return [{"end": end, **one} for one in stated_schedulers(of)]
 
     def optimizer_of(of: Mapping[str, Any]) -> dict[str, Any]:
         optimizer = (of.get("optim_wrapper") or {}).get("optimizer") or {}

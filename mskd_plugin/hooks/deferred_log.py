@@ -81,6 +81,8 @@ class DeferringMessageHub(MessageHub):
         self._write(pending)
 
     def _write(self, pending: Mapping[str, list[tuple[Any, int]]]) -> None:
+        # Keys may have been taken out since, with what they held.
+        pending = {key: values for key, values in pending.items() if key in self._log_scalars}
         groups: dict[tuple, list[Tensor]] = defaultdict(list)
         for values in pending.values():
             for value, _ in values:
@@ -88,9 +90,7 @@ class DeferringMessageHub(MessageHub):
                     groups[value.dtype, value.device].append(value.reshape(()))
         numbers = {group: iter(torch.stack(parts).tolist()) for group, parts in groups.items()}
         for key, values in pending.items():
-            buffer = self._log_scalars.get(key)
-            if buffer is None:  # taken out since, with what it held
-                continue
+            buffer = self._log_scalars[key]
             written = [
                 next(numbers[v.dtype, v.device]) if isinstance(v, Tensor) else v for v, _ in values
             ]

@@ -106,7 +106,7 @@ def load_config(args: argparse.Namespace, parts: Sequence[str] = ()) -> Config:
         stem = f"{args.method}_{stem}"
     elif cfg.get("model") is None:
         raise SettingError("--method", f"given with {args.config}, which states a pair alone", None)
-    elif early and "pair" in cfg:
+    elif early:
         raise SettingError(
             "--cfg-options",
             f"no settings that the model of {args.config} is already made from",

@@ -23,7 +23,7 @@ def dry_run(cfg: Config) -> None:
     backward pass and the optimizer, which also shows whether it fits into memory.
 
     Args:
-        cfg: The config; its ``work_dir``, ``experiment_name``, ``visualizer`` and ``resume`` are
+        cfg: The config; its ``work_dir``, ``experiment_name``, ``visualizer`` and ``load_from`` are
             changed.
 
     Raises:
@@ -31,8 +31,7 @@ def dry_run(cfg: Config) -> None:
     """
     check_output("--work-dir", Path(cfg.work_dir), folder=True)
     if cfg.get("resume") and not cfg.get("load_from"):
-        cfg.load_from = newest_checkpoint(cfg.work_dir)
-        cfg.resume = cfg.load_from is not None
+        cfg.load_from = newest_checkpoint(cfg.work_dir)  # before the folder is another
     if cfg.get("visualizer"):  # others may keep runs elsewhere
         cfg.visualizer.vis_backends = [{"type": "LocalVisBackend"}]
     with tempfile.TemporaryDirectory() as folder:
