@@ -174,14 +174,14 @@ def test_accumulated_gradients_are_refused(monkeypatch, setting):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     runner = SimpleNamespace(
         model=model,
-        optim_wrapper=OptimWrapper(optimizer, accumulative_counts=4),
+        optim_wrapper=OptimWrapper(optimizer, accumulative_counts=2),
         logger=logging.getLogger(),
     )
     hook = FastNetworksHook(**{setting: GRAPHS})
     hook.before_train(runner)  # a CPU has no such graphs
     hook.after_train(runner)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(SettingError, match="`optim_wrapper.accumulative_counts` to be 1 .* got 4"):
+    with pytest.raises(SettingError, match="`optim_wrapper.accumulative_counts` to be 1 .* got 2"):
         hook.before_train(runner)
     runner.optim_wrapper = OptimWrapper(optimizer)
     hook.before_train(runner)
