@@ -39,7 +39,7 @@ class PreActivationRecorder(ModuleOutputsRecorder):
         relu = modules.get(f"{self.source.removesuffix(_PREACT)}.relu")
         if self.source in modules:
             super().prepare_from_model(model)
-        elif self.source.endswith(_PREACT) and relu is not None:
+        elif relu is not None:
             relu.register_forward_pre_hook(self.record_input)
         else:
             raise SettingError(

@@ -238,7 +238,6 @@ class CompiledMethods:
         """Give the modules their own methods back."""
         for owner, name in self._replaced:
             delattr(owner, name)
-        self._replaced = []
 
 
 def compile_backbones(model: nn.Module, options: Mapping[str, Any]) -> CompiledMethods:

@@ -38,6 +38,27 @@ def test_figures_fit_together(rows):
     assert rows[0]["relative"] == rows[2]["relative"] == 1
 
 
+def test_figures_are_of_one_batch_and_the_first_turn_warms_up(tmp_path, monkeypatch):
+    tool, now, turns, file = toy.tool("benchmark_data"), [0.0], {}, tmp_path / "rows.json"
+
+    def take(subject, count):
+        turns[subject.name] = turns.get(subject.name, 0) + 1
+        seconds = 1.0 if "in memory" in subject.name else 4.0
+        now[0] += count * seconds * (100, 0.5, 1.5)[turns[subject.name] - 1]
+
+    monkeypatch.setattr(tool.Subject, "take", take)
+    monkeypatch.setattr(tool.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(tool, "cpu_seconds", lambda: now[0] / 2)
+    options = [CONFIG, "--in-memory", "--images", "60", "--turns", "2", "--batches", "5"]
+    size = ["--cfg-options", "train_dataloader.batch_size=8"]
+    tool.main([*options, "--json", str(file), *size])
+    first, held = json.loads(file.read_text())
+    assert (first["ms per batch"], first["CPU ms per batch"]) == (4e3, 2e3)
+    assert (held["ms per batch"], held["CPU ms per batch"]) == (1e3, 5e2)
+    assert (first["batch size"], first["images per second and core"]) == (8, 4)
+    assert (first["relative"], held["relative"]) == (1, 4)
+
+
 def test_batches_are_the_configs_own():
     tool = toy.tool("benchmark_data")
     first, held, *_ = tool.subjects_of(tool.parse_args(OPTIONS))
@@ -77,6 +98,23 @@ def test_random_images_are_refused_where_images_are_read_from_files():
     files = str(toy.ROOT / "configs" / "cifar10" / "student_resnet8_cifar10.py")
     with pytest.raises(SettingError, match="`--images` to be left out .*from files, but got 8"):
         tool.main([files, "--images", "8"])
+
+
+def test_a_loader_with_settings_of_workers_is_read_without_any():
+    tool = toy.tool("benchmark_data")
+    loader = "train_dataloader."
+    settings = [loader + "num_workers=2", loader + "prefetch_factor=4"]
+    options = [CONFIG, "--images", "60", "--batch-size", "4", "--cfg-options", *settings]
+    (subject,) = tool.subjects_of(tool.parse_args(options))
+    assert subject.loader.num_workers == 0 and len(next(subject.batches)["inputs"]) == 4
+
+
+def test_images_that_are_not_there_are_named():
+    tool = toy.tool("benchmark_data")
+    imagenet = str(toy.ROOT / "configs" / "student_r18_imagenet.py")
+    options = [imagenet, "--cfg-options", "train_dataloader.dataset.data_root=no/such"]
+    with pytest.raises(SettingError, match="data_root.*a folder with the images.*no/such"):
+        tool.main(options)
 
 
 def of_children():

@@ -17,7 +17,7 @@ benchmark_loss = toy.tool("benchmark_loss")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("loss") / "new"
     options = ["--batch-sizes", "4", "8", "--max-scale", "3", "--channels", "16", "--side", "4"]
-    files = ["--json", str(folder / "rows.json"), "--plot", str(folder / "plot.png")]
+    files = ["--json", str(folder / "rows.json"), "--plot", str(folder / "drawn" / "plot.png")]
     benchmark_loss.main([*options, "--repeats", "3", *files])
     return folder
 
@@ -28,7 +28,7 @@ def test_both_sweeps_are_whole(run):
     assert [row["regions"] for row in sweeps["batch size"]] == [21, 21]
     assert [row["regions"] for row in sweeps["regions"]] == [1, 5, 14]
     assert {row["batch size"] for row in sweeps["regions"]} == {4}
-    assert (run / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "drawn" / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_similarities_are_those_that_the_equations_need(run):
@@ -39,9 +39,19 @@ def test_similarities_are_those_that_the_equations_need(run):
                 count += row["batch size"]  # the same region of every image
                 count += scale**2 if scale > 1 else 0  # the regions of the image
         assert row["similarities"] == count
+        assert row["ms per image"] == pytest.approx(row["ms"] / row["batch size"])
         assert row["quartiles"][0] <= row["ms"] <= row["quartiles"][1]
         # The maps' gradient alone: N x 16 x 4 x 4 in float32.
         assert row["peak memory (MiB)"] >= row["batch size"] * 1024 / 2**20
+
+
+def test_every_pass_is_the_same():
+    args = benchmark_loss.parse_args(["--channels", "4"])
+    case, gradients = benchmark_loss.Case(2, (1, 2), args), []
+    for _ in range(2):
+        case.run()
+        gradients.append(case.student_map.grad.clone())
+    assert gradients[0].any() and gradients[0].equal(gradients[1])
 
 
 @pytest.mark.parametrize(

@@ -131,6 +131,16 @@ def test_real_batches_are_the_configs_own(tmp_path, held):
     assert len(first["data_samples"]) == (1 if held else 4)
 
 
+def test_a_step_logs_its_losses_as_the_runner_does(tmp_path):
+    args = benchmark_step.parse_args(["x", "--batch-size", "4"])
+    args.work_dir = str(tmp_path)
+    subject = benchmark_step.Subject(str(DEMO / "student_resnet8_digits.py"), args)
+    logged = subject.runner.message_hub.log_scalars
+    assert "train/loss" not in logged
+    subject.step()
+    assert len(logged["train/loss"].data[0]) == 1
+
+
 @pytest.mark.parametrize("held", [[], ["--in-memory"]], ids=str)
 def test_every_real_batch_is_a_whole_one(tmp_path, held):
     config = str(DEMO / "student_resnet8_digits.py")

@@ -12,7 +12,7 @@ from mmengine.dataset import DefaultSampler
 from torch.utils.data import DataLoader, DistributedSampler
 
 from mskd_plugin.checks.batches import check_batch_size, check_batches, tell_accumulation
-from mskd_plugin.checks.processes import images_per_process
+from mskd_plugin.checks.processes import check_even_batches, images_per_process
 from mskd_plugin.errors import SettingError
 from mskd_plugin.hooks import PreflightHook
 from mskd_plugin.launch import build_runner
@@ -103,6 +103,11 @@ def test_the_images_of_each_process_are_counted(monkeypatch, count, round_up, co
         loader = DataLoader(range(count), batch_size=8, sampler=sampler)
         assert images_per_process(loader, 2) == counts
     assert found == counts
+
+
+def test_one_process_takes_a_sampler_of_unknown_length():
+    loader = DataLoader(range(25), batch_size=4, sampler=iter(range(25)))
+    check_even_batches(SimpleNamespace(world_size=1, train_dataloader=loader), toy.build())
 
 
 @pytest.mark.parametrize("drop_last", [False, True])

@@ -83,6 +83,8 @@ def test_the_first_step_of_every_method_comes_before_any_training(
     compare_dry_run = compare.dry_run
 
     def dry_run(cfg):
+        networks = cfg.default_hooks.networks
+        assert not networks.compile and not networks.compile_losses
         compare_dry_run(cfg)
         tried.append((cfg.model.get("type"), cfg.model.get("teacher_ckpt") is not None))
 
@@ -271,6 +273,48 @@ def test_a_training_that_fails_says_why_and_lets_the_others_finish(
     assert capsys.readouterr().err == "error: Expected `it` to work\n"
     finished = {path.parent.name for path in tmp_path.glob("*/finished")}
     assert finished == {"student_seed0", "student_seed2", "student_seed3"}
+
+
+def test_the_weights_that_the_pair_states_are_the_default(compare, tmp_path):
+    weights, pair = str(save_teacher(tmp_path / "t.pth", seed=1)), tmp_path / "pair.py"
+    pair.write_text(f"_base_ = {PAIR!r}\npair = dict(teacher_ckpt={weights!r})\n")
+    recipe, configs = compare.check(compare.parse_args([str(pair), "--methods", "kd"]))
+    assert recipe["--teacher"] == configs["kd"].model.teacher_ckpt == weights
+
+
+def test_networks_alone_are_given_no_teacher(compare, tmp_path, monkeypatch):
+    given = {}
+    monkeypatch.setattr(
+        compare, "train", lambda argv, folder, *_: given.update({folder.name: argv})
+    )
+    arguments = [PAIR, "--methods", "student", "teacher", "kd", "--seeds", "1"]
+    compare.train_all(compare.parse_args([*arguments, "--teacher", "t.pth"]), tmp_path)
+    assert len(given) == 3
+    assert {name for name, argv in given.items() if "--teacher" in argv} == {"kd_seed0"}
+
+
+ENDS = """
+import os, sys
+for i in (4, 6, 8):
+    print(f"Epoch(train)  [1][{i}/10]  lr: 1e-02  eta: 0:00:0{i}  time: 0.1")
+for i in range(40):
+    print(i)
+sys.exit(int(os.environ["OMP_NUM_THREADS"]))
+"""
+
+
+def test_a_training_that_ends_by_itself_shows_its_last_lines(
+    compare, tmp_path, capsys, monkeypatch
+):
+    (tmp_path / "tools").mkdir()
+    (tmp_path / "tools" / "train.py").write_text(ENDS)
+    monkeypatch.setattr(compare, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match="error: kd, seed 0: .* ended with 7"):
+        compare.train([], tmp_path / "run", 0, "kd, seed 0", {"OMP_NUM_THREADS": "7"}, set())
+    shown, errors = capsys.readouterr()
+    assert errors.split() == [str(i) for i in range(10, 40)]
+    assert shown.count("epoch 1") == shown.count("epoch 1, 0:00:06 left") == 1
+    assert not (tmp_path / "run" / "finished").exists()
 
 
 def test_a_training_may_write_in_another_encoding(compare, tmp_path, monkeypatch):

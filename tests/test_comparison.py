@@ -6,7 +6,15 @@ import pytest
 from comparison_logs import step, write_scalars
 from matplotlib.figure import Figure
 
-from mskd_plugin.comparison import Result, digest_of_file, plot, read_result, table
+from mskd_plugin.comparison import (
+    Result,
+    check_recipe,
+    digest_of_file,
+    note_recipe,
+    plot,
+    read_result,
+    table,
+)
 from mskd_plugin.errors import SettingError
 
 
@@ -44,6 +52,14 @@ def test_a_training_that_logs_no_accuracy(tmp_path):
     write_scalars(tmp_path, "run", step(1, 9.0), {"single-label/f1-score": 30.0, "step": 1})
     with pytest.raises(SettingError, match="`val_evaluator` to be one that logs accuracy/top1"):
         read_result(tmp_path)
+
+
+def test_an_empty_folder_will_do_and_a_fresh_start_may_have_other_settings(tmp_path):
+    check_recipe(tmp_path, {"--amp": True})
+    note_recipe(tmp_path, {"--amp": True})
+    with pytest.raises(SettingError, match="`--amp` to be that of the trainings"):
+        check_recipe(tmp_path, {"--amp": False})
+    check_recipe(tmp_path, {"--amp": False}, fresh=True)
 
 
 def test_a_file_in_the_home_folder_is_told_from_another(tmp_path, monkeypatch):

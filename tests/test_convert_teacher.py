@@ -176,9 +176,8 @@ def test_refusals(tool: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SettingError, match="`SRC` to be a file, .* which is not there"):
         tool.main([str(tmp_path / "none.pth"), str(out), "--net", "resnet20"])
     torch.save(torchvision.models.alexnet(num_classes=100).state_dict(), tmp_path / "alexnet.pth")
-    with pytest.raises(
-        SettingError, match="`SRC` to be weights of CIFARResNet .*missing keys.*unexpected keys"
-    ):
+    expected = "^Expected `SRC` to be weights of CIFARResNet .*missing keys.*unexpected keys"
+    with pytest.raises(SettingError, match=expected):
         tool.main([str(tmp_path / "alexnet.pth"), str(out), "--net", "resnet20"])
     assert not out.exists()
 

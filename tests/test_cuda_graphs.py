@@ -174,7 +174,7 @@ def test_accumulated_gradients_are_refused(monkeypatch, setting):
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     runner = SimpleNamespace(
         model=model,
-        optim_wrapper=OptimWrapper(optimizer, accumulative_counts=4),
+        optim_wrapper=OptimWrapper(optimizer, accumulative_counts=2),
         logger=logging.getLogger(),
     )
     hook = FastNetworksHook(**{setting: GRAPHS})
@@ -184,7 +184,7 @@ def test_accumulated_gradients_are_refused(monkeypatch, setting):
     several = OptimWrapperDict(one=OptimWrapper(optimizer), two=runner.optim_wrapper)
     for wrapper in (runner.optim_wrapper, several):
         runner.optim_wrapper = wrapper
-        with pytest.raises(SettingError, match="`optim_wrapper.accumulative_counts` .* got 4"):
+        with pytest.raises(SettingError, match="`optim_wrapper.accumulative_counts` .* got 2"):
             hook.before_train(runner)
     runner.optim_wrapper = OptimWrapper(optimizer)
     hook.before_train(runner)

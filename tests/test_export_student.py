@@ -20,7 +20,7 @@ from mmengine.dataset import default_collate
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DefaultScope
 from mmpretrain import ImageClassificationInferencer, get_model
-from mmpretrain.registry import MODELS
+from mmpretrain.registry import MODELS, TRANSFORMS
 from torch import Tensor, nn
 
 import mskd_plugin  # noqa: F401  (registers the networks)
@@ -121,6 +121,8 @@ def test_a_distilled_student(
     saved = torch.load(out, weights_only=True)
     assert saved["state_dict"].keys() == student.state_dict().keys()
     assert saved["meta"]["dataset_meta"] == {"classes": list(CLASSES)}
+    exported = Config.fromfile(out.with_suffix(".py"))
+    assert exported.test_dataloader.dataset.metainfo == {"classes": list(CLASSES)}
 
     model = get_model(str(out.with_suffix(".py")), pretrained=str(out))
     images = torch.rand(5, 3, 32, 32)
@@ -165,6 +167,24 @@ def test_a_student_of_mmrazors_own_normalisation(tool: ModuleType, tmp_path: Pat
     np.testing.assert_array_equal(result["pred_scores"], expected)
 
 
+def test_a_student_of_images_that_nobody_normalises(tool: ModuleType, tmp_path: Path) -> None:
+    digits = {"type": "Digits", "split": "test", "pipeline": [{"type": "PackInputs"}]}
+    config = write(
+        tmp_path / "alone.py",
+        model=classifier("resnet8", 10),
+        test_dataloader={"dataset": digits},
+    )
+    student = randomized(classifier("resnet8", 10))
+    checkpoint, out = save(student, tmp_path / "epoch_1.pth", prefix=""), tmp_path / "student.pth"
+    tool.main([str(config), str(checkpoint), str(out), "--image-size", "32"])
+    model = get_model(str(out.with_suffix(".py")), pretrained=str(out))
+    inferencer = ImageClassificationInferencer(model)
+    rgb = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    images = inferencer.preprocess([rgb[..., ::-1].copy()])
+    given = model.data_preprocessor(next(iter(images)))["inputs"]
+    assert given.equal(torch.from_numpy(rgb).permute(2, 0, 1)[None].float())
+
+
 def test_digits_give_the_same_scores_as_in_the_training_code(
     tool: ModuleType, tmp_path: Path
 ) -> None:
@@ -191,12 +211,15 @@ def test_a_network_trained_alone_on_files(tool: ModuleType, tmp_path: Path, pack
     config = classifier("resnet18", 10) | {
         "train_cfg": {"augments": {"type": "Mixup", "alpha": 0.2}},
         "init_cfg": {"type": "Pretrained", "checkpoint": "private/pretrained.pth"},
+        "pretrained": "private/older.pth",
     }
+    config["backbone"]["init_cfg"] = {"type": "Pretrained", "checkpoint": "private/backbone.pth"}
     preprocessor = {
         "mean": [123.675, 116.28, 103.53],
         "std": [58.4, 57.1, 57.4],
         "to_rgb": True,
         "num_classes": 10,
+        "batch_augments": {"augments": {"type": "Mixup", "alpha": 0.2}},
     }
     pipeline = [
         {"type": f"{package}.LoadImageFromFile"},
@@ -231,6 +254,61 @@ def test_a_network_trained_alone_on_files(tool: ModuleType, tmp_path: Path, pack
         expected = model(model.data_preprocessor(packed)["inputs"]).softmax(-1)[0].numpy()
     (result,) = inferencer(bgr)
     np.testing.assert_array_equal(result["pred_scores"], expected)
+
+
+def test_what_joins_batches_in_training_is_left_out(tool: ModuleType, tmp_path: Path) -> None:
+    digits = {"type": "Digits", "split": "test", "pipeline": [{"type": "PackInputs"}]}
+    config = write(
+        tmp_path / "alone.py",
+        model=classifier("ResNet18", 10),
+        data_preprocessor={"type": "BatchDataPreprocessor", "mean": [1.0] * 3, "std": [2.0] * 3},
+        val_dataloader={
+            "dataset": {"type": "InMemoryImages", "dataset": digits},
+            "collate_fn": {"type": "collate_batch"},
+        },
+    )
+    model = randomized(classifier("ResNet18", 10))
+    checkpoint = save(model, tmp_path / "alone.pth", prefix="")
+    out = tmp_path / "network.pth"
+    tool.main([str(config), str(checkpoint), str(out), "--image-size", "32"])
+    exported = Config.fromfile(out.with_suffix(".py"))
+    assert exported.data_preprocessor.type == "ClsDataPreprocessor"
+    assert exported.data_preprocessor.to_rgb and "collate_fn" not in exported.test_dataloader
+    assert "custom_imports" not in exported
+
+
+def test_what_an_exported_config_imports(tool: ModuleType, monkeypatch) -> None:
+    class OwnStep:
+        pass
+
+    monkeypatch.setitem(TRANSFORMS._module_dict, "OwnStep", OwnStep)
+    cfg = Config({"custom_imports": {"imports": ["own.steps"]}})
+    for kind, imports in (
+        ("OwnStep", ["own.steps"]),
+        ("PackInputs", []),
+        ("Digits", ["mskd_plugin"]),
+        ("mmrazor.SingleTeacherDistill", ["mskd_plugin"]),
+    ):
+        assert tool.imports_of({"steps": [{"type": kind}, {"type": kind}]}, cfg) == imports
+
+
+@pytest.mark.parametrize("step", ["CenterCrop", "Resize", "Normalize"])
+def test_the_testing_is_the_configs_own(tool: ModuleType, step: str) -> None:
+    loading, packing = {"type": "LoadImageFromFile"}, {"type": "PackInputs"}
+    pipeline = [loading, {"type": step}, packing]
+    loader = {"batch_size": 7, "dataset": {"type": "CustomDataset", "pipeline": pipeline}}
+    evaluators = {"val_evaluator": {"type": "Precision"}, "test_evaluator": {"type": "F1"}}
+    part = tool.testing_part(Config(evaluators), loader, {}, None, 48)
+    assert part["test_evaluator"] == {"type": "F1"} and part["test_dataloader"]["batch_size"] == 7
+    resize = [{"type": "Resize", "scale": (48, 48)}] if step == "Normalize" else []
+    expected = [loading, *resize, {"type": step}, packing]
+    assert part["test_dataloader"]["dataset"]["pipeline"] == expected
+    del evaluators["test_evaluator"]
+    part = tool.testing_part(Config(evaluators), {}, {}, None, 48)
+    assert part["test_evaluator"] == {"type": "Precision"}
+    resize = {"type": "Resize", "scale": (48, 48)}
+    assert part["test_dataloader"]["dataset"]["pipeline"] == [loading, resize, packing]
+    assert tool.class_names({}, {}) is None
 
 
 def test_types_are_named_as_mmpretrains_scope_knows_them(tool: ModuleType) -> None:

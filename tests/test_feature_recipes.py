@@ -183,6 +183,7 @@ def test_sizes_of_the_stages():
     assert student == [(16, 16), (8, 8), (4, 4), (2, 2)]
     assert teacher == [(16, 16), (8, 8), (4, 4), (4, 4)]
     assert stage_sides(base("resnet34", "resnet18"))[0] == [(56, 56), (28, 28), (14, 14), (7, 7)]
+    assert stage_sides(base("resnet34", "resnet8"))[0] == [(224, 224), (112, 112), (56, 56)]
     assert stage_sides(base(image_side=64))[0] == [(64, 64), (32, 32), (16, 16)]
     assert torch.equal(torch.get_rng_state(), state)
 

@@ -12,6 +12,7 @@ from mmpretrain.registry import MODELS
 from mskd_plugin.checkpoints.weights import (
     _local_file,
     check_source,
+    differences,
     fit_weights,
     load_weights,
     weights_of,
@@ -25,6 +26,13 @@ def test_fitted_weights_are_complete_though_a_file_lacks_the_counts_of_batches()
     layout, fitted = fit_weights(target, given, "file", setting="teacher_ckpt")
     assert layout == "mmpretrain" and list(fitted) == list(target.state_dict())
     assert torch.equal(fitted["head.fc.weight"], source.head.fc.weight)
+
+
+def test_what_is_no_tensor_is_not_compared():
+    own = {"weight": torch.zeros(2), "state": {"a": 1}, "own": "x"}
+    assert differences(own, {"weight": torch.ones(2), "state": None, "other": 3}) == ""
+    told = "1 differing shapes: weight is (3,) instead of (2,)"
+    assert differences(own, {"weight": torch.ones(3), "state": None}) == told
 
 
 @pytest.mark.parametrize(

@@ -103,6 +103,15 @@ def test_initialisation(name):
             assert module.bias is None or (module.bias == 0).all(), path
 
 
+def test_initialisation_of_a_mixer():
+    torch.manual_seed(0)
+    model = build("mixer_s16")
+    model.init_weights()
+    patches = model.backbone.patch_embed.projection.weight  # of 16 x 16 pixels in three colours
+    assert patches.std().item() == pytest.approx((3 * 16 * 16) ** -0.5, rel=0.02)
+    assert model.head.fc.weight.std().item() == pytest.approx(0.01, rel=0.02)
+
+
 def config(file: Path) -> Config:
     cfg = Config.fromfile(file)
     init_default_scope(cfg.default_scope)

@@ -228,7 +228,10 @@ def test_the_augmentation_is_said_once_and_filled_with_each_data_sets_mean():
             0.5,
             "timm_increasing",
         )
-        assert steps["RandomErasing"].erase_prob == 0.25
+        assert (rand.num_policies, rand.total_level) == (2, 10)
+        erasing = steps["RandomErasing"]
+        assert (erasing.erase_prob, erasing.mode) == (0.25, "rand")
+        assert (erasing.min_area_ratio, erasing.max_area_ratio) == (0.02, 1 / 3)
         alphas = [augment.alpha for augment in preprocessor.batch_augments.augments]
         assert alphas == [0.8, 1.0]
 

@@ -73,6 +73,17 @@ def test_methods_take_steps_that_lower_their_loss(method):
         assert torch.equal(value, teacher[name])
 
 
+@pytest.mark.parametrize("method", ["kd", "dist", "wsld"])
+def test_mmrazors_losses_get_the_logits_of_both_networks_in_full_precision(method):
+    model = build(distill(base(), getattr(recipes, method)(base())))
+    (loss,), given = model.distiller.distill_losses.values(), {}
+    loss.register_forward_pre_hook(lambda _, __, kwargs: given.update(kwargs), with_kwargs=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**toy.batch(), mode="loss")
+    logits = [value for value in given.values() if value.is_floating_point()]
+    assert [value.dtype for value in logits] == [torch.float32] * 2
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_methods_join_with_each_other_and_with_mskd(method):
     other = "dkd" if method == "sdd_kd" else "sdd_kd"

@@ -159,6 +159,9 @@ def test_the_list_shows_what_works(capsys):
     assert "| fsp | x | a |" in printed
     assert "a: Expected `pair` to be of networks with equal channels" in printed
     assert "     2: [16, 16, 32, 64] in wrn_40_1 and [16, 32, 64, 128] in wrn_40_2." in printed
+    assert tool.matrix("16-2_cifar")[0] == ["wrn-40-2_wrn-16-2_cifar100"]
+    tool.main(["--pair", "convnext-t_deit-t_imagenet"])
+    assert "  1: " in (printed := capsys.readouterr().out) and "1, 1" not in printed
     letters = list(itertools.islice(tool._letters(), 30))
     assert letters[:3] == ["a", "b", "c"] and letters[22:27] == ["w", "y", "z", "aa", "ab"]
     assert len(set(letters)) == 30 and "x" not in letters

@@ -58,6 +58,11 @@ def test_peak_memory_counts_what_is_held_at_once():
     assert measure.peak_memory(two_at_once_of_three) == pytest.approx(6, abs=0.01)
 
 
+def test_quartiles_are_in_milliseconds_and_among_what_was_measured():
+    assert measure.quartiles([0.005, 0.001, 0.002, 0.004, 0.003]) == pytest.approx([2, 4])
+    assert measure.quartiles([0.001, 0.002]) == pytest.approx([1.25, 1.75])
+
+
 def test_a_table_has_a_column_for_each_format():
     columns = {"name": "{name}", "ms (least)": "{ms:.1f} ({least (ms)[0]:.2f})"}
     rows = [

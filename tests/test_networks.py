@@ -261,10 +261,12 @@ def test_classifier_config() -> None:
     model = MODELS.build(config)
     assert model.head.loss_module.loss_weight == 0.1
     assert model.head.cal_acc and model.head.topk == (1, 5)
-    assert MODELS.build(classifier("resnet8", 3)).head.topk == (1,)
+    assert MODELS.build(classifier("resnet8", 4)).head.topk == (1,)
+    assert MODELS.build(classifier("resnet8", 5)).head.topk == (1, 5)
     # Building uses up a config; the table stays as it is.
     assert NETWORKS["resnet20"].backbone["type"] == "CIFARResNet"
     assert classifier("resnet20", 10)["backbone"] is not NETWORKS["resnet20"].backbone
+    assert classifier("resnet20", 10)["neck"] is not NETWORKS["resnet20"].neck
     assert classifier("vgg8", 10)["head"]["init_cfg"] is not NETWORKS["vgg8"].head_init
 
 

@@ -206,6 +206,9 @@ CHANNELS = dict(STATED, to_rgb=True)
          (False, "CIFAR100")),
         (dict(data_preprocessor=dict(STATED, bgr_to_rgb=True, rgb_to_bgr=False),
               train_dataloader=dict(dataset=WRAPPED)), (True, "LoadImageFromFile")),
+        (dict(data_preprocessor=CHANNELS, train_dataloader=dict(
+            dataset=dict(type="ClassBalancedDataset", oversample_thr=0.1, dataset=WRAPPED))),
+         (True, "LoadImageFromFile")),
         (dict(data_preprocessor=dict(STATED, bgr_to_rgb=False, rgb_to_bgr=True),
               train_dataloader=dict(dataset=ARRAYS)), (True, "CIFAR100")),
         (dict(img_norm_cfg=CHANNELS, data=dict(train=dict(type="ImageNet", pipeline=[

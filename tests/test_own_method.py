@@ -111,3 +111,20 @@ def test_a_module_may_be_read_again(monkeypatch):
 
     first, second = method(mine), method(mine)
     assert known == {"mine": second} and first is not second
+
+
+def test_a_method_may_take_any_settings(monkeypatch):
+    monkeypatch.setattr("mskd_plugin.recipes.method.METHODS", {})
+    known: dict = {}
+    for module in ("method", "pair"):
+        monkeypatch.setattr(f"mskd_plugin.recipes.{module}.METHOD_SETTINGS", known)
+
+    @method
+    def mine(base, *, loss_weight=1.0, **settings):
+        return {"distill_losses": {"loss_mine": {**settings, "loss_weight": loss_weight}}}
+
+    settings = dict(mine=dict(a=1))
+    pair = dict(teacher="resnet20", student="resnet8", num_classes=10, settings=settings)
+    assert mine(dict(pair=pair), b=2)["distill_losses"] == {
+        "loss_mine": dict(a=1, b=2, loss_weight=1.0)
+    }

@@ -168,6 +168,7 @@ def test_dist_across_families_with_a_transformer_student(pair, data):
         ("settings.ft.factor_ratio=nan", r"settings\.ft\.factor_ratio` .* a number, but got nan"),
         ("settings.kd=3", "settings.kd` to be a dict, but got 3"),
         ("settings=3", "settings` to be a dict, but got 3"),
+        ("num_classes=0", "num_classes` to be a whole number of at least 1, but got 0"),
         ("image_side=0", "image_side` to be a whole number of at least 1, but got 0"),
         ("teacher_lr=fast", "teacher_lr` to be a number, but got 'fast'"),
         ("student=None", "student` to be a string, but got None"),
@@ -182,6 +183,14 @@ def test_what_a_pair_cannot_state_is_named(option, told, method):
 def test_a_pair_that_is_none():
     with pytest.raises(SettingError, match="`pair` to be a dict, but got 3"):
         load("--method", "mskd", "--cfg-options", "pair=3", config=DIGITS)
+
+
+@pytest.mark.parametrize("setting", ["teacher", "student", "num_classes"])
+def test_what_a_pair_must_state(setting):
+    base = Config.fromfile(DIGITS)
+    del base.pair[setting]
+    with pytest.raises(SettingError, match=rf"`pair\.{setting}` to be a .*, but got None"):
+        use_method(base, "mskd")
 
 
 @pytest.mark.parametrize(

@@ -57,6 +57,12 @@ def test_the_run_of_the_benchmark():
     assert two_phases(run_base(), kd(base())) == {}
 
 
+@pytest.mark.parametrize("stated, moved", [(0, 31), (1, 31), (5, 35)])
+def test_validation_begins_as_late_in_phase_2(stated, moved):
+    run = two_phases(run_base(train_cfg=dict(max_epochs=240, val_begin=stated)), ft(base()))
+    assert run["train_cfg"]["val_begin"] == moved
+
+
 def test_other_schedules_move_too():
     warmup = dict(type="LinearLR", begin=0, end=5, convert_to_iter_based=True)
     cosine = dict(type="CosineAnnealingLR", T_max=95, begin=5, end=100)
@@ -71,6 +77,7 @@ def test_other_schedules_move_too():
     ("settings", "match"),
     [
         (dict(train_cfg=dict(by_epoch=False, max_iters=10)), "`train_cfg`.*epochs"),
+        (dict(train_cfg=dict(by_epoch=False, max_iters=10, max_epochs=240)), "`train_cfg`.*epochs"),
         (dict(param_scheduler=dict(type="StepLR", by_epoch=False)), "`param_scheduler`.*by_epoch"),
     ],
 )

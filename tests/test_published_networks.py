@@ -54,6 +54,16 @@ def test_mmpretrains_published_networks_give_their_own_logits(name: str, tmp_pat
     assert class_count(reference.state_dict()) == 1000
 
 
+@pytest.mark.parametrize("name", ["swin_t", "deit_t", "vit_s", "convnext_t"])
+def test_mmpretrains_published_networks_drop_as_many_paths(name: str) -> None:
+    reference = MODELS.build(get_config(f"mmpretrain::{PUBLISHED[name]}").model.backbone)
+    rates = [
+        [float(module.drop_prob) for module in backbone.modules() if hasattr(module, "drop_prob")]
+        for backbone in (reference, toy.network(name, num_classes=1000).backbone)
+    ]
+    assert rates[0] == rates[1]
+
+
 def test_a_swin_transformer_saved_by_older_versions(tmp_path: Path) -> None:
     reference, again = published(PUBLISHED["swin_t"]), published(PUBLISHED["swin_t"], seed=2)
     old = {

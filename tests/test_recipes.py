@@ -6,6 +6,7 @@ import pytest
 import torch
 import toy
 from mmengine.registry import MODELS, init_default_scope
+from mmpretrain.models import ClsDataPreprocessor
 from mskd_by_hand import assert_loss_is_that_of_the_loops
 
 from mskd_plugin.errors import SettingError
@@ -27,10 +28,9 @@ def losses(model):
 
 def test_mskd_joins_with_kd_and_each_keeps_its_value():
     both = losses(distill(base(), mskd(base()), kd(base()), ce_weight=0.5))
-    assert (
-        distill(base(), mskd(base()), kd(base()))["architecture"]["head"]["loss"]["loss_weight"]
-        == 1
-    )
+    for methods in ((mskd, kd), (kd, mskd)):
+        joined = distill(base(), *(method(base()) for method in methods))
+        assert joined["architecture"]["head"]["loss"]["loss_weight"] == 1
     assert distill(base(), kd(base()))["architecture"]["head"]["loss"]["loss_weight"] == 0.1
     weights = {"student.loss": 0.5, "distill.loss_kd": 1, "distill.loss_mskd_stage3": 1}
     assert set(weights) <= set(both)
@@ -104,6 +104,9 @@ def test_the_normalisation_is_stated_with_its_type():
     with pytest.raises(SettingError, match=r"`data_preprocessor\.type` .* but got None"):
         distill(pair, mskd(pair))
     assert alone(pair)["data_preprocessor"]["std"] == [1.0] * 3
+    pair["data_preprocessor"]["type"] = ClsDataPreprocessor  # a class has no name to put a scope to
+    with pytest.raises(SettingError, match=r"`data_preprocessor\.type` .* but got <class"):
+        distill(pair, mskd(pair))
     del pair["data_preprocessor"]
     for make in (alone, distill):
         with pytest.raises(SettingError, match="`data_preprocessor` to be a dict .* got None"):

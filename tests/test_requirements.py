@@ -110,9 +110,10 @@ def test_a_folder_of_a_modules_name_is_no_package(tmp_path, monkeypatch):
     assert requirements._is_missing("some_folder") and not requirements._is_missing("json")
 
 
-def test_torchvision_of_another_build(monkeypatch):
+@pytest.mark.parametrize("error", [ImportError, RuntimeError, AttributeError])
+def test_torchvision_of_another_build(monkeypatch, error):
     def fail(name):
-        raise RuntimeError("operator torchvision::nms does not exist")
+        raise error("operator torchvision::nms does not exist")
 
     monkeypatch.setattr(requirements, "import_module", fail)
     with pytest.raises(HostError, match=r"torchvision .* does not work with torch .*::nms"):

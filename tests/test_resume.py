@@ -321,6 +321,14 @@ def test_a_moved_work_folder_resumes(tmp_path, settings, options):
     assert (folder / "last_checkpoint").read_text() == str(folder / "epoch_2.pth")
 
 
+def test_a_config_may_name_what_it_resumes_from(tmp_path):
+    named = str(tmp_path / "there" / "epoch_1.pth")
+    _, file = moved(tmp_path, resume=True, load_from=named)
+    forget_runs()
+    toy.tool("train").main([file, "--work-dir", str(tmp_path / "new")])
+    assert {entry["epoch"] for entry in scalars(tmp_path / "new") if "loss" in entry} == {2}
+
+
 def test_the_newest_checkpoint(tmp_path, monkeypatch):
     folder, other = tmp_path / "run", tmp_path / "other"
     assert launch.newest_checkpoint(folder) is None

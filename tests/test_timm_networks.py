@@ -124,6 +124,30 @@ class TokenNet(Net):
         return self.head(self.pooled(x)) if self.pools else x
 
 
+class MixedNet(TokenNet):
+    """Lists a map, a module that it has not, and no module, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        others = [{"module": "stem"}, {"module": "gone"}, {}]
+        self.feature_info = [*others, *self.feature_info]
+
+
+class ShortNet(TokenNet):
+    """Lists three of its blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.feature_info = self.feature_info[3::4]
+
+
+class DroppingNet(Net):
+    """Drops half of its numbers in training."""
+
+    def features(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.dropout(super().features(x), 0.5, self.training)
+
+
 class GridNet(Net):
     """Gives its maps as (N, H, W, C), as timm's Swin transformers do."""
 
@@ -161,6 +185,9 @@ NETS = {
     "vit_gap": lambda: TokenNet(1, average=True),
     "stemless": StemlessNet,
     "normed": NormedNet,
+    "mixed": MixedNet,
+    "short": ShortNet,
+    "dropping": DroppingNet,
     "two_heads": TwoHeadedNet,
     "grid": GridNet,
     "vector": VectorNet,
@@ -213,6 +240,18 @@ def test_token_networks_and_what_they_classify(timm, name, class_tokens, average
     assert net.final == ("backbone.timm_model", 6) and net.width == 6
     assert net.final_is_pooled == average
     assert net.neck == dict(type="TokenPooling", class_tokens=class_tokens, average=average)
+
+
+@pytest.mark.parametrize("name, alike", [("mixed", "mlp"), ("dropping", "resnet50d")])
+def test_what_else_a_network_lists_or_does_in_training(timm, name, alike):
+    net, other = network(f"timm:{name}"), network(f"timm:{alike}")
+    assert (net.stages, net.stem, net.neck) == (other.stages, other.stem, other.neck)
+
+
+def test_all_of_the_few_token_stages_that_a_network_lists(timm):
+    net = network("timm:short")
+    assert net.stages == tuple((f"backbone.timm_model.blocks.{i}", 6) for i in (3, 7, 11))
+    assert net.stem is None
 
 
 def pair_of(teacher, student):

@@ -73,6 +73,16 @@ def test_the_options_are_those_of_the_run(distilled, teacher):
     assert cfg.train_dataloader.batch_size == 16
 
 
+def test_a_seed_of_0_is_one_and_leaves_what_else_the_config_says_of_randomness(
+    tmp_path, monkeypatch
+):
+    tool, given = toy.tool("train"), []
+    monkeypatch.setattr(tool, "dry_run", given.append)
+    options = ["--cfg-options", "randomness.diff_rank_seed=True", "randomness.seed=3"]
+    tool.main([TEACHER, "--dry-run", "--seed", "0", "--work-dir", str(tmp_path), *options])
+    assert given[0].randomness == dict(seed=0, diff_rank_seed=True)
+
+
 def test_student_and_terms_are_logged_apart(distilled):
     first = scalars(next(iter(distilled.glob("*"))).parent)[1]  # after the teacher's accuracy
     assert first["loss"] == pytest.approx(
@@ -149,6 +159,15 @@ def test_testing_and_exporting_give_the_logged_accuracy(resumed, tmp_path):
     assert accuracy_of(MSKD, student, tmp_path / "exported") == expected
     alone = DEMO / "student_resnet8_digits.py"
     assert accuracy_of(str(alone), student, tmp_path / "alone") == expected
+
+
+def test_testing_reads_the_weights_that_it_is_given_alone(resumed, tmp_path):
+    config, other = tmp_path / "alone.py", tmp_path / "other.pth"
+    torch.save(toy.network("resnet8").state_dict(), other)
+    base = DEMO / "student_resnet8_digits.py"
+    config.write_text(f"_base_ = {str(base)!r}\nload_from = {str(other)!r}\nresume = True\n")
+    expected = accuracies(resumed)[-1]
+    assert accuracy_of(config, resumed / "epoch_3.pth", tmp_path / "run") == expected
 
 
 def test_testing_leaves_the_config_of_the_training(resumed):

@@ -95,24 +95,24 @@ def type_name(kind: str | Callable[..., Any]) -> str:
     return name.rpartition(".")[2] if in_registry else name
 
 
-def student_config(cfg: Config) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the configs of the student and of the preprocessing it was trained with.
+def student_config(cfg: Config) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the configs of the student and of the preprocessing it was trained with, empty where
+    images reach it as they are.
 
     The student is put in the place of ``cfg.model``.
     """
     keep_student_only(cfg)
     student = plain(cfg.model)
-    preprocessor = student.pop("data_preprocessor", None)
+    preprocessor = student.pop("data_preprocessor", None) or {}
     # Of use in training alone, with names of files that others do not have.
     for key in ("train_cfg", "pretrained", "_scope_"):
         student.pop(key, None)
     for part in walk(student):
         if isinstance(part.get("init_cfg"), dict) and part["init_cfg"].get("type") == "Pretrained":
             del part["init_cfg"]
-    if preprocessor is not None:
-        preprocessor.pop("batch_augments", None)
-        if preprocessor.get("type") == "BatchDataPreprocessor":  # to rounding, mmpretrain's own
-            preprocessor["type"] = "ClsDataPreprocessor"
+    preprocessor.pop("batch_augments", None)
+    if preprocessor.get("type") == "BatchDataPreprocessor":  # to rounding, mmpretrain's own
+        preprocessor["type"] = "ClsDataPreprocessor"
     return student, preprocessor
 
 
@@ -147,7 +147,7 @@ def class_names(checkpoint: Mapping[str, Any], dataset: Mapping[str, Any]) -> li
 def testing_part(
     cfg: Config,
     loader: dict[str, Any],
-    preprocessor: dict[str, Any] | None,
+    preprocessor: dict[str, Any],
     classes: list[str] | None,
     image_size: int | None,
 ) -> dict[str, Any]:
@@ -165,8 +165,7 @@ def testing_part(
         pipeline, kinds = [{"type": LOADING}, *pipeline], [LOADING, *kinds]
         names = {"metainfo": {"classes": classes}} if classes else {}
         dataset = {"type": "CustomDataset", "data_root": "data/images", **names}
-        if preprocessor is not None:
-            preprocessor["to_rgb"] = not preprocessor.get("to_rgb", False)
+        preprocessor["to_rgb"] = not preprocessor.get("to_rgb", False)
     if not any("Resize" in kind or "Crop" in kind for kind in kinds):
         side = image_size or image_side(cfg.get("train_dataloader") or {})
         if side is None:
@@ -234,7 +233,7 @@ def main(argv: list[str] | None = None) -> None:
 
     testing = testing_part(cfg, loader, preprocessor, classes, args.image_size)
     parts = {"model": student, **testing}
-    if preprocessor is not None:
+    if preprocessor:
         parts["data_preprocessor"] = preprocessor
     imports = imports_of(parts, cfg)
     header: dict[str, Any] = {"default_scope": "mmpretrain"}

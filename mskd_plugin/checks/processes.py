@@ -74,7 +74,7 @@ def check_even_batches(runner: Runner, model: BaseModel) -> None:
     losses = getattr(getattr(model, "distiller", None), "distill_losses", None) or {}
     joining = [name for name, loss in losses.items() if getattr(loss, "joins_processes", False)]
     loader = runner.train_dataloader
-    if isinstance(loader.dataset, IterableDataset):
+    if runner.world_size == 1 or isinstance(loader.dataset, IterableDataset):
         return
     counts = images_per_process(loader, runner.world_size)
     size = loader.batch_size  # None with a batch sampler

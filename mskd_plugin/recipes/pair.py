@@ -103,9 +103,7 @@ def _is_int(value: Any) -> bool:
 
 
 def _list_of(item: Callable[[Any], bool]) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, Sequence) and not isinstance(value, str) and all(map(item, value))
-    )
+    return lambda value: isinstance(value, Sequence) and all(map(item, value))
 
 
 #: What a setting's annotation asks for, in words and as a check.
