@@ -179,6 +179,10 @@ def test_refusals(tool: ModuleType, tmp_path: Path) -> None:
     expected = "^Expected `SRC` to be weights of CIFARResNet .*missing keys.*unexpected keys"
     with pytest.raises(SettingError, match=expected):
         tool.main([str(tmp_path / "alexnet.pth"), str(out), "--net", "resnet20"])
+    ten = toy.network("resnet20", num_classes=10).state_dict()
+    torch.save(ten, tmp_path / "ten.pth")
+    with pytest.raises(SettingError, match="`--net` to be the network of the file, resnet20, but"):
+        tool.main([str(tmp_path / "ten.pth"), str(out), "--net", "resnet32"])
     assert not out.exists()
 
     out.write_text("precious")

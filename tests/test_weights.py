@@ -58,6 +58,7 @@ WRAPPINGS = {
         "best_acc": torch.tensor(72.3),
         "optimizer": {"param_groups": [{"lr": 0.05}], "state": {}},
     },
+    "net beside its name": lambda w: {"model": "resnet20", "net": w},
     "net": lambda w: {"net": w, "acc": np.float64(91.2)},
     "data parallel": lambda w: {"state_dict": with_prefix(w, "module.")},
 }
