@@ -20,7 +20,7 @@ from mmengine.dataset import default_collate
 from mmengine.logging import HistoryBuffer
 from mmengine.registry import DefaultScope
 from mmpretrain import ImageClassificationInferencer, get_model
-from mmpretrain.registry import MODELS, TRANSFORMS
+from mmpretrain.registry import MODELS
 from torch import Tensor, nn
 
 import mskd_plugin  # noqa: F401  (registers the networks)
@@ -275,47 +275,6 @@ def test_what_joins_batches_in_training_is_left_out(tool: ModuleType, tmp_path: 
     assert exported.data_preprocessor.type == "ClsDataPreprocessor"
     assert exported.data_preprocessor.to_rgb and "collate_fn" not in exported.test_dataloader
     assert "custom_imports" not in exported
-
-
-def test_what_an_exported_config_imports(tool: ModuleType, monkeypatch) -> None:
-    class OwnStep:
-        pass
-
-    monkeypatch.setitem(TRANSFORMS._module_dict, "OwnStep", OwnStep)
-    cfg = Config({"custom_imports": {"imports": ["own.steps"]}})
-    for kind, imports in (
-        ("OwnStep", ["own.steps"]),
-        ("PackInputs", []),
-        ("Digits", ["mskd_plugin"]),
-        ("mmrazor.SingleTeacherDistill", ["mskd_plugin"]),
-    ):
-        assert tool.imports_of({"steps": [{"type": kind}, {"type": kind}]}, cfg) == imports
-
-
-@pytest.mark.parametrize("step", ["CenterCrop", "Resize", "Normalize"])
-def test_the_testing_is_the_configs_own(tool: ModuleType, step: str) -> None:
-    loading, packing = {"type": "LoadImageFromFile"}, {"type": "PackInputs"}
-    pipeline = [loading, {"type": step}, packing]
-    loader = {"batch_size": 7, "dataset": {"type": "CustomDataset", "pipeline": pipeline}}
-    evaluators = {"val_evaluator": {"type": "Precision"}, "test_evaluator": {"type": "F1"}}
-    part = tool.testing_part(Config(evaluators), loader, {}, None, 48)
-    assert part["test_evaluator"] == {"type": "F1"} and part["test_dataloader"]["batch_size"] == 7
-    resize = [{"type": "Resize", "scale": (48, 48)}] if step == "Normalize" else []
-    expected = [loading, *resize, {"type": step}, packing]
-    assert part["test_dataloader"]["dataset"]["pipeline"] == expected
-    del evaluators["test_evaluator"]
-    part = tool.testing_part(Config(evaluators), {}, {}, None, 48)
-    assert part["test_evaluator"] == {"type": "Precision"}
-    resize = {"type": "Resize", "scale": (48, 48)}
-    assert part["test_dataloader"]["dataset"]["pipeline"] == [loading, resize, packing]
-    assert tool.class_names({}, {}) is None
-
-
-def test_types_are_named_as_mmpretrains_scope_knows_them(tool: ModuleType) -> None:
-    for kind in (Digits, "mskd_plugin.datasets.Digits", "mmpretrain.Digits", "Digits"):
-        assert tool.type_name(kind) == "Digits"
-    assert tool.type_name(default_collate) == "default_collate"
-    assert tool.type_name(nn.Linear) == "torch.nn.modules.linear.Linear"
 
 
 def test_mmpretrain_loads_it_in_a_fresh_process(tool: ModuleType, tmp_path: Path) -> None:
