@@ -185,6 +185,29 @@ def test_a_student_of_images_that_nobody_normalises(tool: ModuleType, tmp_path: 
     assert given.equal(torch.from_numpy(rgb).permute(2, 0, 1)[None].float())
 
 
+@pytest.mark.parametrize("to_rgb", [None, True, False])
+def test_a_student_of_images_in_memory_that_their_pipeline_normalises(
+    tool: ModuleType, tmp_path: Path, to_rgb: bool | None
+) -> None:
+    normalize = {"type": "mmcv.Normalize", "mean": [10.0, 60.0, 110.0], "std": [50.0, 60.0, 70.0]}
+    if to_rgb is not None:
+        normalize["to_rgb"] = to_rgb
+    pipeline = [normalize, {"type": "PackInputs"}]
+    digits = {"type": "Digits", "split": "test", "pipeline": pipeline}
+    model = {**classifier("resnet8", 10), "data_preprocessor": {"to_rgb": True}}
+    config = write(tmp_path / "alone.py", model=model, test_dataloader={"dataset": digits})
+    student = randomized(classifier("resnet8", 10))
+    checkpoint, out = save(student, tmp_path / "epoch_1.pth", prefix=""), tmp_path / "student.pth"
+    tool.main([str(config), str(checkpoint), str(out), "--image-size", "32"])
+    exported = get_model(str(out.with_suffix(".py")), pretrained=str(out))
+    rgb = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    (given,) = ImageClassificationInferencer(exported).preprocess([rgb[..., ::-1].copy()])
+    in_training = Digits(split="test", pipeline=pipeline).pipeline({"img": rgb})
+    preprocess = MODELS.build({"type": "ClsDataPreprocessor", "to_rgb": True})
+    expected = preprocess(default_collate([in_training]))["inputs"]
+    assert exported.data_preprocessor(given)["inputs"].equal(expected)
+
+
 def test_digits_give_the_same_scores_as_in_the_training_code(
     tool: ModuleType, tmp_path: Path
 ) -> None:

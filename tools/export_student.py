@@ -155,8 +155,8 @@ def testing_part(
     pipeline from there.
 
     Data sets that hold their images in memory have a pipeline without reading, and images in RGB
-    where files are read as BGR: they are replaced by a folder of images, and the preprocessing
-    flips the channels (in place).
+    where files are read as BGR: they are replaced by a folder of images, and the pipeline's
+    ``Normalize`` flips the channels, or else the preprocessing (in place).
     """
     dataset = inner_dataset(loader.get("dataset", {}))
     pipeline = dataset.get("pipeline") or [{"type": "PackInputs"}]
@@ -165,7 +165,10 @@ def testing_part(
         pipeline, kinds = [{"type": LOADING}, *pipeline], [LOADING, *kinds]
         names = {"metainfo": {"classes": classes}} if classes else {}
         dataset = {"type": "CustomDataset", "data_root": "data/images", **names}
-        preprocessor["to_rgb"] = not preprocessor.get("to_rgb", False)
+        # The first that knows of an order: its mean and std are those of the order in memory.
+        transform = next((t for t in pipeline if t["type"] == "Normalize"), None)
+        flips, default = (preprocessor, False) if transform is None else (transform, True)
+        flips["to_rgb"] = not flips.get("to_rgb", default)
     if not any("Resize" in kind or "Crop" in kind for kind in kinds):
         side = image_size or image_side(cfg.get("train_dataloader") or {})
         if side is None:
