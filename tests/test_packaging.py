@@ -2,6 +2,10 @@
 
 import re
 import runpy
+import shutil
+import subprocess
+import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -36,6 +40,24 @@ def test_version_and_packages(setup):
     assert setup["version"] == mskd_plugin.__version__
     packages = {f.parent.relative_to(ROOT) for f in ROOT.glob("mskd_plugin/**/__init__.py")}
     assert set(setup["packages"]) == {".".join(path.parts) for path in packages}
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="compares with git's list of files")
+def test_a_source_distribution_has_every_file(tmp_path):
+    listed = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    for name in listed:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    left = tmp_path / "tests" / "__pycache__" / "left.cpython-311.pyc"
+    left.parent.mkdir()
+    left.touch()
+    subprocess.run([sys.executable, "setup.py", "-q", "sdist"], cwd=tmp_path, check=True)
+    with tarfile.open(next(tmp_path.glob("dist/*.tar.gz"))) as archive:
+        packed = {m.name.partition("/")[2] for m in archive.getmembers() if m.isfile()}
+    made = {name for name in packed if "egg-info" in name} | {"PKG-INFO", "setup.cfg"}
+    assert packed - made == set(listed)
 
 
 def test_pip_installs_no_mmcv_unasked(setup, requirements):
