@@ -83,3 +83,56 @@ def test_the_matrix_rate_is_the_best_of_operations_over_time(monkeypatch):
     monkeypatch.setattr(measure, "seconds", lambda function: next(taken))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert measure.matrix_rate(1.0) == pytest.approx(10 * 2 * 2048**3 / 0.3)
+
+
+class Counters:
+    """What ``torch.cuda`` tells of a GPU's memory; queued work counts when it is waited for."""
+
+    def __init__(self, monkeypatch):
+        self.held = self.peak = 0
+        self.queue = []
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        monkeypatch.setattr(torch.cuda, "synchronize", self.synchronize)
+        monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", self.reset)
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: self.held)
+        monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda: self.peak)
+
+    def take(self, mebibytes):
+        self.queue.append(mebibytes * 2**20)
+
+    def reset(self):
+        self.peak = self.held
+
+    def synchronize(self):
+        for size in self.queue:
+            self.held += size
+            self.peak = max(self.peak, self.held)
+        self.queue.clear()
+
+
+def test_a_gpus_peak_is_that_of_the_work_alone_and_above_its_start(monkeypatch):
+    gpu = Counters(monkeypatch)
+    for size in (50, -40, 3):  # a peak before the start, and work still queued
+        gpu.take(size)
+
+    def work():
+        for size in (4, 5, -6):
+            gpu.take(size)
+
+    assert measure.peak_memory(work) == 9
+    assert gpu.held == 16 * 2**20 and not gpu.queue
+
+
+def test_a_gpus_name(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA X")
+    assert measure.device_name() == f"NVIDIA X, torch {torch.__version__}"
+
+
+def test_a_gpus_matrix_rate_is_that_of_larger_products_there(monkeypatch):
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "randn", lambda *shape, **given: asked.append((shape, given)))
+    monkeypatch.setattr(measure, "seconds", lambda function: 2.0)
+    assert measure.matrix_rate(1.0) == 10 * 2 * 8192**3 / 2
+    assert asked == [((8192, 8192), {"device": "cuda", "dtype": torch.bfloat16})]
