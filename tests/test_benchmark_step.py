@@ -120,6 +120,24 @@ def test_a_block_is_timed_as_a_whole(tmp_path, monkeypatch):
     assert reported[0]["share of matrix rate"] == 2  # 6 T operations in 3 s at a rate of 1 T/s
 
 
+def test_times_are_compared_turn_by_turn(tmp_path):
+    figures = {"flops": 1, "batch_size": 1, "parts": defaultdict(lambda: [1.0])}
+    first = SimpleNamespace(name="a", seconds=[1.0, 2.0, 3.0], **figures)
+    second = SimpleNamespace(name="b", seconds=[6.0, 2.0, 3.0], **figures)
+    _, row = benchmark_step.report([first, second], [1.0, 1.0], 1.0)
+    assert row["relative time"] == 1.5 and row["relative time by turns"] == 1
+
+
+def test_switches_and_mode_are_those_of_training(tmp_path, monkeypatch):
+    monkeypatch.setattr(benchmark_step.Subject, "_begin", lambda self: None)
+    options = ["--amp", "--batch-size", "1", "--cfg-options", "model.backbone.norm_eval=True"]
+    args = benchmark_step.parse_args(["x", *options])
+    args.work_dir = str(tmp_path)
+    subject = benchmark_step.Subject(str(ROOT / "configs" / "student_r18_imagenet.py"), args)
+    assert type(subject.wrapper).__name__ == "BFloat16OptimWrapper"
+    assert subject.model.training and not subject.model.backbone.bn1.training
+
+
 @pytest.mark.parametrize("held", [[], ["--in-memory"]], ids=str)
 def test_real_batches_are_the_configs_own(tmp_path, held):
     args = benchmark_step.parse_args(["x", "--real", "--batch-size", "4", *held])
@@ -172,6 +190,46 @@ def test_two_processes_share_the_work(tmp_path):
     assert row["processes"] == 2
     assert row["images per second"] == pytest.approx(2 * 4e3 / row["ms per step"])
     assert ran.stdout.count("| config |") == 1  # the main process alone reports
+
+
+@pytest.mark.parametrize(
+    "name, teacher, student, losses",
+    [
+        ("kd_resnet20_resnet8_digits", "teacher", "architecture", "distiller"),
+        ("student_resnet8_digits", None, "backbone", None),
+    ],
+)
+def test_each_part_has_its_time(tmp_path, monkeypatch, name, teacher, student, losses):
+    args = benchmark_step.parse_args(["x", "--batch-size", "4"])
+    args.work_dir = str(tmp_path)
+    subject = benchmark_step.Subject(str(DEMO / f"{name}.py"), args)
+    now = [0.0]
+    monkeypatch.setattr(benchmark_step.time, "perf_counter", lambda: now[0])
+
+    def lasts(owner, method, duration):
+        own = getattr(owner, method)
+
+        def slow(*args, **kwargs):
+            now[0] += duration
+            return own(*args, **kwargs)
+
+        monkeypatch.setattr(owner, method, slow)
+
+    expected = {"data": 1, "student forward": 2, "backward": 4, "step": 8, "rest": 16}
+    expected |= {"teacher forward": 32, "connectors and losses": 64} if teacher else {}
+    batch = next(subject.batches)
+    source = SimpleNamespace(next=lambda: batch)
+    lasts(source, "next", 1)
+    subject.batches = iter(lambda: source.next(), None)
+    lasts(getattr(subject.inner, student), "forward", 2)
+    lasts(subject.wrapper, "backward", 4)
+    lasts(subject.wrapper, "step", 8)
+    lasts(subject.inner.data_preprocessor, "forward", 16)
+    if teacher:
+        lasts(getattr(subject.inner, teacher), "forward", 32)
+        lasts(getattr(subject.inner, losses), "compute_distill_losses", 64)
+    subject.dissected_step()
+    assert subject.parts == {part: [expected.get(part, 0)] for part in benchmark_step.PARTS}
 
 
 def test_watched_methods_come_back_those_of_an_instance_too():
