@@ -275,18 +275,19 @@ def compile_backbones(model: nn.Module, options: Mapping[str, Any]) -> CompiledM
     return CompiledMethods({name: (modules[name], "forward") for name in names}, options)
 
 
-def compile_losses(model: nn.Module, options: Mapping[str, Any]) -> CompiledMethods:
+def compile_losses(model: nn.Module, options: Mapping[str, Any], after: int = 1) -> CompiledMethods:
     """Compile the connectors and distillation losses of an algorithm, as one graph where they wait
     for no number of the device.
 
-    A loss is many small operations, which cost a GPU's host more time than the GPU. The first step
-    runs without: what it keeps for the device
-    (:func:`mskd_plugin.functional.constants.kept`) the graph reads.
+    A loss is many small operations, which cost a GPU's host more time than the GPU. The graph reads
+    what a call without it has kept for the device
+    (:func:`mskd_plugin.functional.constants.kept`).
 
     Args:
         model: A model without its distributed wrapper. One that distils nothing, or by a distiller
             other than ``ConfigurableDistiller``, has nothing to compile.
         options: Arguments of ``torch.compile``.
+        after: Steps that run without; 0 where the losses have run on this device before.
 
     Raises:
         SettingError: If torch cannot compile here, or cannot trace a backward pass that leaves
@@ -300,7 +301,7 @@ def compile_losses(model: nn.Module, options: Mapping[str, Any]) -> CompiledMeth
         {"connectors and losses": (distiller, "compute_distill_losses")},
         options,
         "compile_losses",
-        after=1,
+        after,
         compiler=_compiler_of_losses(distiller),
     )
 

@@ -18,7 +18,9 @@ from torch import nn
 
 from mskd_plugin import speed
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks import FastNetworksHook, LossWarmupHook
+from mskd_plugin.functional import contrastive, decoupling
+from mskd_plugin.functional.constants import kept
+from mskd_plugin.hooks import FastNetworksHook, LossWarmupHook, PreflightHook
 from mskd_plugin.launch import build_runner
 from mskd_plugin.networks import network
 from mskd_plugin.speed import (
@@ -206,6 +208,41 @@ def test_compiled_losses_keep_float32_under_autocast(graphs):
         for found, expected in zip(*gradients, strict=True):
             # 1e-2 if the similarities' gradients are bfloat16
             assert (found - expected).norm() < 1e-4 * expected.norm()
+
+
+@torch._dynamo.register_backend
+def off_by_rounding(graph, inputs):
+    """Other kernels round otherwise."""
+    return lambda *args: tuple(out * (1 + 1e-6) for out in graph.forward(*args))
+
+
+@needs.torch_2_9
+def test_a_run_with_compiled_losses_resumes_exactly(tmp_path, graphs):
+    fast = {"default_hooks.networks.compile_losses": dict(backend="off_by_rounding")}
+    fast |= dict(param_scheduler=None)
+    whole, _ = toy.trained(tmp_path / "whole", **fast)
+    plain, _ = toy.trained(tmp_path / "plain", param_scheduler=None)
+    assert not all(torch.equal(value, whole[name]) for name, value in plain.items())
+    toy.trained(tmp_path / "parts", **{"train_cfg.max_epochs": 1}, **fast)
+    file = str(tmp_path / "parts" / "epoch_1.pth")
+    parts, _ = toy.trained(tmp_path / "parts", resume=True, load_from=file, **fast)
+    assert all(torch.equal(value, whole[name]) for name, value in parts.items())
+
+
+@needs.torch_2_9
+@pytest.mark.parametrize("preflight, runs", [("whole", 6), ("without losses", 5), (None, 5)])
+def test_losses_that_have_not_run_take_their_first_step_without(
+    tmp_path, graphs, monkeypatch, preflight, runs
+):
+    for module, name in ((decoupling, "_pooling_matrix"), (contrastive, "_repeated")):
+        monkeypatch.setattr(module, name, kept(getattr(module, name).__wrapped__))
+    settings = {"default_hooks.networks.compile_losses": dict(backend="noting", fullgraph=True)}
+    if preflight is None:
+        settings["custom_hooks"] = []
+    elif preflight == "without losses":  # as for networks with an optimizer each
+        monkeypatch.setattr(PreflightHook, "before_train", lambda hook, runner: None)
+    toy.trained(tmp_path, **settings)
+    assert (graphs.made, graphs.runs) == (1, runs)
 
 
 @needs.torch_2_9

@@ -16,7 +16,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 
 from mskd_plugin import speed
 from mskd_plugin.errors import SettingError
-from mskd_plugin.hooks import FastNetworksHook
+from mskd_plugin.hooks import FastNetworksHook, PreflightHook
 
 pytestmark = needs.torch_2_9
 
@@ -81,13 +81,17 @@ def memory(monkeypatch):
     torch._dynamo.reset()
 
 
-def train(method, options=False, marked=True):
+def train(method, options=False, marked=True, preflight=False):
     """Take four steps; return the weights and the losses as they were logged."""
     model = toy.digits_pair(method)
     hook = FastNetworksHook(compile=options, compile_losses=options)
     parameters = [p for p in model.parameters() if p.requires_grad]
     wrapper = OptimWrapper(torch.optim.SGD(parameters, 0.01, momentum=0.9))
-    runner = SimpleNamespace(model=model, optim_wrapper=wrapper, logger=logging.getLogger())
+    checks = PreflightHook()
+    checks.ran_losses = preflight
+    runner = SimpleNamespace(
+        model=model, optim_wrapper=wrapper, logger=logging.getLogger(), hooks=[checks]
+    )
     hook.before_train(runner)
     hook.before_train_epoch(runner)
     logged = []
@@ -104,9 +108,10 @@ def train(method, options=False, marked=True):
 
 #: MSKD, and the methods that keep results of a graph until the next step.
 @pytest.mark.parametrize("method", ["mskd", "crd", "mlkd", "rkd"])
-def test_no_step_reads_what_the_last_one_computed(method, memory):
+@pytest.mark.parametrize("preflight", [False, True], ids=["bare", "after_preflight"])
+def test_no_step_reads_what_the_last_one_computed(method, memory, preflight):
     expected = train(method)
-    found = train(method, dict(backend=memory.backend))
+    found = train(method, dict(backend=memory.backend), preflight=preflight)
     for parts, others in zip(found, expected, strict=True):
         for part, other in zip(parts, others, strict=True):
             torch.testing.assert_close(part, other)
@@ -176,6 +181,7 @@ def test_accumulated_gradients_are_refused(monkeypatch, setting):
         model=model,
         optim_wrapper=OptimWrapper(optimizer, accumulative_counts=2),
         logger=logging.getLogger(),
+        hooks=[],
     )
     hook = FastNetworksHook(**{setting: GRAPHS})
     hook.before_train(runner)  # a CPU has no such graphs

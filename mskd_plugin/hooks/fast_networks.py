@@ -13,6 +13,7 @@ from mmengine.runner import Runner
 
 from mskd_plugin import speed
 from mskd_plugin.errors import check_flag
+from mskd_plugin.hooks.preflight import PreflightHook
 from mskd_plugin.unwrapped import model_of, optim_wrappers_of
 
 
@@ -52,18 +53,16 @@ class FastNetworksHook(Hook):
         compile_losses: bool | Mapping[str, Any] = False,
     ) -> None:
         self.channels_last = check_flag("channels_last", channels_last)
-        self._options = {
-            speed.compile_backbones: speed.check_compile("compile", compile),
-            speed.compile_losses: speed.check_compile("compile_losses", compile_losses),
-        }
+        self._compile = speed.check_compile("compile", compile)
+        self._compile_losses = speed.check_compile("compile_losses", compile_losses)
         self._compiled: list[speed.CompiledMethods] = []
         self._in_epoch = False
 
     @property
     def cuda_graphs(self) -> bool:
         """Whether training steps run as CUDA graphs."""
-        asked = any(speed.asks_for_cuda_graphs(options) for options in self._options.values())
-        return asked and torch.cuda.is_available()
+        options = (self._compile, self._compile_losses)
+        return any(map(speed.asks_for_cuda_graphs, options)) and torch.cuda.is_available()
 
     def after_load_checkpoint(self, runner: Runner, checkpoint: dict) -> None:
         """Keep the kernels that the config asks for: a resumed optimizer would take over the
@@ -90,11 +89,15 @@ class FastNetworksHook(Hook):
         if self.cuda_graphs:
             accumulated = max(getattr(single, "_accumulative_counts", 1) for single in wrappers)
             speed.check_cuda_graphs(model, accumulated)
-        self._compiled = [
-            prepare(model, options)
-            for prepare, options in self._options.items()
-            if options is not None
-        ]
+        self._compiled = []
+        if self._compile is not None:
+            self._compiled.append(speed.compile_backbones(model, self._compile))
+        if self._compile_losses is not None:
+            # From the first step on where that can be: a training that resumes would else take one
+            # step, to rounding, otherwise than a training that was not interrupted.
+            ran = any(isinstance(h, PreflightHook) and h.ran_losses for h in runner.hooks)
+            after = 0 if ran else 1
+            self._compiled.append(speed.compile_losses(model, self._compile_losses, after))
         if names := [name for compiled in self._compiled for name in compiled.names]:
             runner.logger.info(
                 f"Compiled for training: {', '.join(names)}. The first steps are slow."

@@ -72,9 +72,13 @@ class PreflightHook(Hook):
 
     The images run without gradients but where blocks have ``with_cp``, in eval mode but for that
     last check; parameters, statistics and random states stay as they were.
+
+    Attributes:
+        ran_losses: Whether connectors and losses have run in this process.
     """
 
     priority = "HIGHEST"
+    ran_losses = False
 
     def before_train(self, runner: Runner) -> None:
         """Check data, teacher and losses.
@@ -95,6 +99,7 @@ class PreflightHook(Hook):
             with unchanged(model), runner.optim_wrapper.optim_context(model):
                 check_losses(runner, model)
                 check_recorded(runner, model)
+            self.ran_losses = True
             tell_accumulation(runner, model)
             passed += ["recorders", "connectors", "losses"]
         with unchanged(model):  # after what names a student that cannot run at all

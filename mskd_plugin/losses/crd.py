@@ -203,10 +203,10 @@ class MemoryCRDLoss(nn.Module):
             means = scores.flatten(1).logsumexp(1) - math.log(scores[0].numel())  # (2,)
             if self.training:
                 means = gather_batch(means[None]).logsumexp(0) - math.log(world_size())
-            first = (means + math.log(len(self.row_labels))).to(self.log_normalizers.dtype)
+            first = means + math.log(len(self.row_labels))
             if not self.training:
                 return first.to(scores.dtype)
-            self.log_normalizers = first
+            self.log_normalizers.copy_(first)  # CUDA graphs overwrite what they give
         return self.log_normalizers.to(scores.dtype)
 
     @torch.no_grad()
