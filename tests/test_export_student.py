@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import mmcv
 import numpy as np
@@ -17,11 +16,9 @@ import torch
 import toy
 from mmengine.config import Config
 from mmengine.dataset import default_collate
-from mmengine.logging import HistoryBuffer
-from mmengine.registry import DefaultScope
 from mmpretrain import ImageClassificationInferencer, get_model
 from mmpretrain.registry import MODELS
-from torch import Tensor, nn
+from student_files import CLASSES, distillation, logits_on_rgb, randomized, save, write
 
 import mskd_plugin  # noqa: F401  (registers the networks)
 from mskd_plugin.datasets import Digits
@@ -29,84 +26,11 @@ from mskd_plugin.errors import SettingError
 from mskd_plugin.networks import classifier
 
 TOOL = toy.ROOT / "tools" / "export_student.py"
-CLASSES = tuple("abcdefghij")
 
 
 @pytest.fixture(scope="module")
 def tool() -> ModuleType:
     return toy.tool("export_student")
-
-
-def randomized(config: dict[str, Any]) -> nn.Module:
-    torch.manual_seed(0)
-    with DefaultScope.overwrite_default_scope("mmpretrain"):
-        model = MODELS.build(config)
-    for value in model.state_dict().values():
-        if value.is_floating_point():
-            value.copy_(torch.rand(value.shape) * 0.4 + 0.1)
-    model.eval()
-    return model
-
-
-def save(model: nn.Module, path: Path, prefix: str = "architecture.", **meta: Any) -> Path:
-    """Write a checkpoint with what mmengine's runner adds."""
-    state_dict = {prefix + key: value for key, value in model.state_dict().items()}
-    if prefix:
-        state_dict |= {
-            "distiller.connectors.x.weight": torch.zeros(1),
-            "teacher.head.fc.bias": torch.zeros(3),
-        }
-    log = {"train/loss": HistoryBuffer([1.0, 0.5], [1, 1])}
-    torch.save({"meta": meta, "state_dict": state_dict, "message_hub": {"log_scalars": log}}, path)
-    return path
-
-
-def write(path: Path, **settings: Any) -> Path:
-    Config(settings).dump(path)
-    return path
-
-
-def distillation(path: Path, **settings: Any) -> Path:
-    """Write the config of a distillation on images in memory, layered on a base."""
-    preprocessor = {
-        "type": "mmpretrain.ClsDataPreprocessor",
-        "mean": [10.0, 60.0, 110.0],
-        "std": [50.0, 60.0, 70.0],
-        "to_rgb": False,
-    }
-    pipeline = [{"type": "RandomCrop", "crop_size": 32, "padding": 4}, {"type": "PackInputs"}]
-    base = path.with_name("base_" + path.name)
-    write(
-        base,
-        custom_imports={"imports": ["mskd_plugin"]},
-        train_dataloader={"dataset": {"type": "Digits", "split": "train", "pipeline": pipeline}},
-        val_dataloader={
-            "batch_size": 7,
-            "dataset": {
-                "type": "Digits",
-                "split": "test",
-                "pipeline": [{"type": "mmpretrain.PackInputs"}],
-            },
-        },
-        val_evaluator={"type": "Accuracy", "topk": (1,)},
-    )
-    model = {
-        "_scope_": "mmrazor",
-        "type": "FrozenTeacherDistill",
-        "data_preprocessor": preprocessor,
-        "architecture": classifier("resnet8", 10),
-        "teacher": classifier("resnet14", 10),
-        "teacher_ckpt": "somewhere/else.pth",
-    }
-    return write(path, _base_=[base.name], model=model | settings)
-
-
-def logits_on_rgb(student: nn.Module, image: np.ndarray) -> Tensor:
-    """Return the student's logits on an RGB image, normalised by hand as in training."""
-    mean, std = torch.tensor([10.0, 60.0, 110.0]), torch.tensor([50.0, 60.0, 70.0])
-    inputs = torch.from_numpy(image.copy()).permute(2, 0, 1)[None].float()
-    with torch.no_grad():
-        return student((inputs - mean.view(-1, 1, 1)) / std.view(-1, 1, 1))
 
 
 def test_a_distilled_student(
@@ -141,71 +65,6 @@ def test_a_distilled_student(
     # Three times as large: the resizing finds each pixel again.
     (result,) = inferencer(np.repeat(np.repeat(bgr, 3, 0), 3, 1))
     np.testing.assert_array_equal(result["pred_scores"], expected)
-
-
-def test_a_student_of_mmrazors_own_normalisation(tool: ModuleType, tmp_path: Path) -> None:
-    """MMRazor's configs normalise by MMEngine's ``ImgDataPreprocessor``."""
-    own = {"type": "mmengine.ImgDataPreprocessor", "bgr_to_rgb": True}
-    own |= {"mean": [10.0, 60.0, 110.0], "std": [50.0, 60.0, 70.0]}
-    base = distillation(tmp_path / "kd.py")
-    pipeline = [{"type": "LoadImageFromFile"}, {"type": "PackInputs"}]
-    files = {"type": "CustomDataset", "data_root": "data/own", "pipeline": pipeline}
-    config = write(
-        tmp_path / "files.py",
-        _base_=[base.name],
-        model={"data_preprocessor": {**own, "_delete_": True}},
-        test_dataloader={"dataset": files},
-    )
-    student = randomized(classifier("resnet8", 10))
-    checkpoint = save(student, tmp_path / "epoch_1.pth", dataset_meta={"classes": CLASSES})
-    out = tmp_path / "student.pth"
-    tool.main([str(config), str(checkpoint), str(out)])
-    inferencer = ImageClassificationInferencer(str(out.with_suffix(".py")), pretrained=str(out))
-    rgb = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    (result,) = inferencer(rgb[..., ::-1].copy())
-    expected = logits_on_rgb(student, rgb).softmax(-1)[0].numpy()
-    np.testing.assert_array_equal(result["pred_scores"], expected)
-
-
-def test_a_student_of_images_that_nobody_normalises(tool: ModuleType, tmp_path: Path) -> None:
-    digits = {"type": "Digits", "split": "test", "pipeline": [{"type": "PackInputs"}]}
-    config = write(
-        tmp_path / "alone.py",
-        model=classifier("resnet8", 10),
-        test_dataloader={"dataset": digits},
-    )
-    student = randomized(classifier("resnet8", 10))
-    checkpoint, out = save(student, tmp_path / "epoch_1.pth", prefix=""), tmp_path / "student.pth"
-    tool.main([str(config), str(checkpoint), str(out), "--image-size", "32"])
-    model = get_model(str(out.with_suffix(".py")), pretrained=str(out))
-    inferencer = ImageClassificationInferencer(model)
-    rgb = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    images = inferencer.preprocess([rgb[..., ::-1].copy()])
-    given = model.data_preprocessor(next(iter(images)))["inputs"]
-    assert given.equal(torch.from_numpy(rgb).permute(2, 0, 1)[None].float())
-
-
-@pytest.mark.parametrize("to_rgb", [None, True, False])
-def test_a_student_of_images_in_memory_that_their_pipeline_normalises(
-    tool: ModuleType, tmp_path: Path, to_rgb: bool | None
-) -> None:
-    normalize = {"type": "mmcv.Normalize", "mean": [10.0, 60.0, 110.0], "std": [50.0, 60.0, 70.0]}
-    if to_rgb is not None:
-        normalize["to_rgb"] = to_rgb
-    pipeline = [normalize, {"type": "PackInputs"}]
-    digits = {"type": "Digits", "split": "test", "pipeline": pipeline}
-    model = {**classifier("resnet8", 10), "data_preprocessor": {"to_rgb": True}}
-    config = write(tmp_path / "alone.py", model=model, test_dataloader={"dataset": digits})
-    student = randomized(classifier("resnet8", 10))
-    checkpoint, out = save(student, tmp_path / "epoch_1.pth", prefix=""), tmp_path / "student.pth"
-    tool.main([str(config), str(checkpoint), str(out), "--image-size", "32"])
-    exported = get_model(str(out.with_suffix(".py")), pretrained=str(out))
-    rgb = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
-    (given,) = ImageClassificationInferencer(exported).preprocess([rgb[..., ::-1].copy()])
-    in_training = Digits(split="test", pipeline=pipeline).pipeline({"img": rgb})
-    preprocess = MODELS.build({"type": "ClsDataPreprocessor", "to_rgb": True})
-    expected = preprocess(default_collate([in_training]))["inputs"]
-    assert exported.data_preprocessor(given)["inputs"].equal(expected)
 
 
 def test_digits_give_the_same_scores_as_in_the_training_code(
